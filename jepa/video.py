@@ -250,7 +250,7 @@ def _context():
     "Forked processes start at once; where there are none, fresh ones do"
     return multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')
 
-# %% ../nbs/02_video.ipynb #bca43337
+# %% ../nbs/02_video.ipynb #5ecb7c4a
 def _outcome(future, path, timeout):
     "The result of a job, or the `VideoError` that it became"
     from pebble import ProcessExpired
@@ -261,29 +261,29 @@ def _outcome(future, path, timeout):
 
 def decode_safely(
     jobs,               # paths, or tuples that begin with a path
-    fn,                 # called as `fn(job)`, importable; raises `VideoError` for a bad file
+    fn,                 # called as `fn(path)` or `fn(*job)`, importable; raises `VideoError` for a bad file
     workers:int=None,   # processes; `None`: as in `settings.ini`; 0: this process, without a time limit
     timeout:float=None  # seconds for one job; `None`: as in `settings.ini`
 ): # yields (job, result or `VideoError`), in the order of `jobs`
     "Run `fn` on every job where it can be timed out and killed"
     from pebble import ProcessPool
     timeout, workers = timeout or load_settings().timeout, decoding_workers(workers)
-    path = lambda job: job[0] if isinstance(job, tuple) else job
+    arguments = lambda job: job if isinstance(job, tuple) else (job,)
     if workers == 0:
         for job in jobs:
-            try: yield job, fn(job)
+            try: yield job, fn(*arguments(job))
             except VideoError as e: yield job, e
         return
     pool, waiting = ProcessPool(max_workers=workers, context=_context(), initializer=_start_worker), deque()
     try:
         for job in jobs:
-            waiting.append((job, pool.schedule(fn, args=(job,), timeout=timeout)))
+            waiting.append((job, pool.schedule(fn, args=arguments(job), timeout=timeout)))
             if len(waiting) >= 4*workers:
                 job, future = waiting.popleft()
-                yield job, _outcome(future, path(job), timeout)
+                yield job, _outcome(future, arguments(job)[0], timeout)
         while waiting:
             job, future = waiting.popleft()
-            yield job, _outcome(future, path(job), timeout)
+            yield job, _outcome(future, arguments(job)[0], timeout)
     finally:
         pool.stop()
         pool.join()
@@ -326,18 +326,20 @@ def clip_indices(
     starts = np.floor((np.arange(config.segments) + inside)*free/config.segments).astype(int)
     return np.minimum(starts[:, None] + config.stride*np.arange(config.num_frames), length - 1)
 
-# %% ../nbs/02_video.ipynb #b81b0a78
+# %% ../nbs/02_video.ipynb #1d53054c
 def decode_clips(
     path,               # a video or image file
     config:ClipConfig,  # what a clip is
     decoder:str='auto', # auto, decord or pyav
     rng:torch.Generator=None, # random places; `None`: evenly spread
-    threads:int=0       # threads of the decoder; 0: it chooses
+    threads:int=0,      # threads of the decoder; 0: it chooses
+    segment:int=None    # only this one; `None`: all
 )->tuple[np.ndarray, str]: # uint8 (segments, T, H, W, 3), and the decoder that gave them
     "The clips of a file, their short side `config.short_side`"
     def take(video):
         with video:
             try: indices = clip_indices(len(video), config.replace(short='repeat') if video.still else config, rng)
             except ValueError as e: raise VideoError(path, str(e)) from None
+            if segment is not None: indices = indices[segment:segment + 1]
             return video.frames(indices).reshape(*indices.shape, video.height, video.width, 3), video.decoder
     return _first_that_works(path, decoder, config.short_side, threads, take)
