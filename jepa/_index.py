@@ -26,7 +26,7 @@ dl.facts{display:flex;flex-wrap:wrap;gap:8px 28px;margin:0}dl.facts div{min-widt
 .why{font-size:.92rem;border-radius:6px;padding:8px 12px;margin:12px 0 0;background:var(--wash);overflow-wrap:anywhere}
 .finding{font-size:1.08rem;max-width:78ch;margin:14px 0}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:18px;margin:16px 0}
-figure{margin:0}figure img{width:100%;height:auto;background:#fff;border:1px solid var(--line);border-radius:6px;display:block}
+figure{margin:0}figure img{max-width:100%;height:auto;background:#fff;border:1px solid var(--line);border-radius:6px;display:block}
 figcaption,caption{font-size:.86rem;color:var(--soft);text-align:left;padding:6px 0;caption-side:bottom}
 .scroll{overflow-x:auto;margin:12px 0}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;min-width:60%}
@@ -38,7 +38,7 @@ ul.checks{list-style:none;margin:12px 0;padding:0;font-size:.9rem}ul.checks li{m
 footer{color:var(--soft);font-size:.88rem;padding-bottom:40px}
 .notebook table{min-width:0}.notebook img{max-width:100%;height:auto;background:#fff;border-radius:6px}.notebook h1:first-of-type{margin-top:0}
 .notebook pre{overflow-x:auto;background:var(--wash);border-radius:6px;padding:10px 12px}.notebook .jp-OutputArea pre,.notebook .output_area pre{background:none;padding:0}
-.notebook details{margin:14px 0 6px}.notebook summary{cursor:pointer;color:var(--soft);font-size:.86rem}
+.notebook details{margin:8px 0 4px}.notebook .output_area{overflow-x:auto}.notebook summary{cursor:pointer;color:var(--soft);font-size:.86rem}
 .notebook .anchor-link,.notebook .prompt,.notebook .jp-InputPrompt,.notebook .jp-OutputPrompt{display:none}
 .notebook h2{margin:1.6em 0 .3em}.notebook p,.notebook li{max-width:78ch}
 .notebook .ansi-red-fg{color:var(--bad)}.notebook .ansi-green-fg{color:var(--ok)}.notebook .ansi-blue-fg,.notebook .ansi-cyan-fg{color:var(--accent)}
@@ -72,7 +72,7 @@ def notebook_html(nb, title, note=''):
     from nbconvert import HTMLExporter
     exporter = HTMLExporter(extra_loaders=[DictLoader({'report.html.j2': TEMPLATE})], template_file='report.html.j2', embed_images=True)
     body = exporter.from_notebook_node(nb)[0]
-    top = f'<header><div><p style="margin:0"><a href="index.html">All reports</a></p>{note}</div></header>'
+    top = f'<header><div><p class="top" style="margin:0"><a href="index.html">All reports</a><span class="what">{esc(note)}</span></p></div></header>'
     return page(title, f'{top}<main class="notebook">{body}</main>')
 
 

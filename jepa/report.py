@@ -189,7 +189,7 @@ def notebook_parameters(
             found |= {t.id: ast.unparse(v) for t, v in pairs if isinstance(t, ast.Name)}
     return found
 
-# %% ../nbs/14_report.ipynb #c1ecc9b9
+# %% ../nbs/14_report.ipynb #5e13665e
 def _processor():
     "The processor's name, as far as the system tells"
     import platform
@@ -224,6 +224,7 @@ class Report:
         if params is None: params = _user_values(notebook_parameters(notebook)) if notebook.exists() else {}
         params = {k: v for k, v in params.items() if k not in ('tier', 'out')}
         decoder = settings.decoder if settings.decoder != 'auto' else 'decord' if util.find_spec('decord') else 'pyav'
+        style()
         self.start = time.time()
         self.record = dict(name=name, title=self.spec.title, paper=self.spec.paper, makes=self.spec.makes, tier=self.tier, finding='', parameters=params,
             seeds={k: v for k, v in params.items() if 'seed' in k}, figures=[], tables=[], checks=[], notes=[], data={}, decoder=decoder,
@@ -234,7 +235,7 @@ class Report:
 
     def __repr__(self): return f"Report('{self.name}', tier='{self.tier}'): {len(self.record['figures'])} figures, {len(self.record['tables'])} tables, {len(self.record['checks'])} checks"
 
-# %% ../nbs/14_report.ipynb #d83e5cfa
+# %% ../nbs/14_report.ipynb #8eff43a6
 def _show(text, css, plain=None):
     "Show a line of HTML that also reads well as plain text"
     display({'text/html': f'<div style="{css}">{text}</div>', 'text/plain': plain or re.sub('<[^>]+>', '', text)}, raw=True)
@@ -256,7 +257,7 @@ def figure(self:Report,
     "Save a figure, show it with its caption, and close it"
     fig = fig if isinstance(fig, plt.Figure) else fig.figure
     path = self._file(name, '.png', caption, 'figures')
-    fig.savefig(path)
+    fig.savefig(path, bbox_inches='tight')
     plt.close(fig)
     display(Image(data=path.read_bytes()), Markdown(f'*{caption}*'))
 
@@ -395,7 +396,7 @@ def _execute(
             raise
     return failed
 
-# %% ../nbs/14_report.ipynb #3942830c
+# %% ../nbs/14_report.ipynb #615a4803
 def _publish(nb, out, stem, title, note=''):
     "Write an executed notebook as .ipynb and .html"
     from jepa._index import notebook_html
@@ -408,6 +409,7 @@ def _publish(nb, out, stem, title, note=''):
 def _run_one(name, spec, params, folder, out, tell):
     "Make one report; its `Outcome`"
     minutes, start = spec.tiers[params['tier']].minutes, time.time()
+    what = f"{spec.paper}, {', '.join(spec.makes)}; tier: {params['tier']}"
     parts, running = made_from(spec, params, folder), out/f'.{name}.running.ipynb'
     here = {} if out == load_settings().results/params['tier'] else {'out': os.path.relpath(out, folder)}
     out.mkdir(parents=True, exist_ok=True)
@@ -418,10 +420,10 @@ def _run_one(name, spec, params, folder, out, tell):
             why = f'{spec.notebook} ran, but never called report.done()'
         seconds = round(time.time() - start, 1)
         if why:
-            if running.exists(): _publish(_read_notebook(running), out, f'{name}.failed', f'{spec.title}: failed')
+            if running.exists(): _publish(_read_notebook(running), out, f'{name}.failed', f'{spec.title}: failed', f'This run failed. {what}')
             write_json(out/f'{name}.failed.json', dict(error=why, parts=parts))
             return Outcome(name, 'failed', seconds, minutes, why)
-        _publish(_read_notebook(running), out, name, spec.title)
+        _publish(_read_notebook(running), out, name, spec.title, what)
         write_json(out/f'{name}.json', {**record, 'parts': parts, 'run_seconds': seconds, 'parameters': {**record['parameters'], **{k: v for k, v in params.items() if k != 'tier'}}})
         for f in out.glob(f'{name}.failed.*'): f.unlink()
         bad = [c['name'] for c in record['checks'] if c['ok'] is False]
@@ -480,18 +482,18 @@ def make_index(
     if not out: write_tiers(load_settings().results)
     return page
 
-# %% ../nbs/14_report.ipynb #71b65323
+# %% ../nbs/14_report.ipynb #3b4db0ed
 def run_reports(
     names=None,       # names of reports; all by default
     tier:str='',      # quick, standard or paper; the settings' tier by default
     params:dict=None, # papermill parameters beyond those of the tier, for every named report
     force:bool=False, # make again what is up to date
     out=None,         # folder of the results; the settings' `results/<tier>` by default
-    progress:bool=True, # show a bar and a line per report
+    progress:bool=True, # show a bar (on a terminal) and a line per report
     folder=None       # folder of `reports.toml`; found by itself
 )->list[Outcome]: # one per report
     "Make reports, each in its own process, skip what is up to date, and write the index"
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     folder, tier, params = reports_folder(folder), tier or load_settings().tier, params or {}
     specs = catalogue(folder/'reports.toml')
     for n in (names := list(names or [n for n, s in specs.items() if tier in s.tiers])):
@@ -500,7 +502,7 @@ def run_reports(
         if not (folder/specs[n].notebook).exists(): raise FileNotFoundError(f"reports.toml names {folder/specs[n].notebook}, which does not exist")
         check_params(folder/specs[n].notebook, {'tier': tier, 'out': '', **specs[n].tiers[tier].params, **params})
     where = Path(out or load_settings().results/tier).resolve()
-    done, bar = [], tqdm(names, disable=not progress, unit='report', bar_format='{l_bar}{bar:20}| {n_fmt}/{total_fmt} {postfix}')
+    done, bar = [], tqdm(names, disable=None if progress else True, unit='report', bar_format='{l_bar}{bar:20}| {n_fmt}/{total_fmt} {postfix}')
     try:
         for n in bar:
             wanted, start, minutes = {'tier': tier, **specs[n].tiers[tier].params, **params}, time.time(), specs[n].tiers[tier].minutes
@@ -508,7 +510,7 @@ def run_reports(
             tell(0, 0)
             good = not force and _state(n, specs[n], tier, folder, where, wanted).status in ('ok', 'check')
             done.append(Outcome(n, 'up to date', minutes=minutes) if good else _run_one(n, specs[n], wanted, folder, where, tell))
-            if progress: bar.write(str(done[-1]), file=sys.stderr)
+            if progress: tqdm.write(str(done[-1]), file=sys.stderr)
     finally:
         bar.close()
         make_index(tier, out, folder)

@@ -1,0 +1,54 @@
+# Two commands matter: `make reports` and `make test`. Both make .venv by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+TIER ?= $(shell sed -n 's/^tier *= *//p' settings.ini)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reports test lab bench notebooks export readme clean distclean
+
+help: ## show this list
+	@echo "jepa: video JEPA on one ordinary computer"
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+.venv/.done: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "jepa needs Python 3.11 or newer; name one with: make PYTHON=python3.12"'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: .venv/.done ## make .venv with the pinned versions
+
+reports: .venv/.done ## make every report (TIER=quick, standard or paper) and say where the index is
+	@$(BIN)/jepa reports run --tier $(TIER)
+
+test: .venv/.done ## run everything that CI runs
+	$(BIN)/python tests/checks.py
+	$(BIN)/nbdev-test --do_print --n_workers 1
+	$(BIN)/python -m pytest
+
+lab: .venv/.done ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+bench: .venv/.done ## measure this machine: training step, decoding, memory
+	$(BIN)/jepa bench
+
+notebooks: .venv/.done ## run every notebook in nbs/ again and store its outputs
+	$(BIN)/jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.timeout=900 --ExecutePreprocessor.coalesce_streams=True nbs/*.ipynb
+	$(MAKE) export
+
+export: .venv/.done ## write jepa/*.py and README.md from the notebooks, and clean these
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+	$(BIN)/nbdev-clean --fname reports
+	$(BIN)/python -m jepa._readme
+
+readme: .venv/.done ## write README.md from nbs/index.ipynb
+	$(BIN)/python -m jepa._readme
+
+clean: ## remove caches of tests and builds
+	rm -rf build dist .pytest_cache .hypothesis
+	find jepa nbs tests reports -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+distclean: clean ## remove .venv too
+	rm -rf .venv

@@ -1,0 +1,34 @@
+"""What `make test` checks before pytest: generated files are what their notebooks make. `python tests/checks.py`."""
+import hashlib, subprocess, sys
+from pathlib import Path
+
+root = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(root))
+
+
+def hashes(*patterns):
+    "Path -> hash of every file that matches"
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for pattern in patterns for p in sorted(root.glob(pattern)) if p.is_file()}
+
+
+def unchanged(what, commands, *patterns):
+    "Run commands and name the files that they changed"
+    before = hashes(*patterns)
+    for command in commands: subprocess.run(command, cwd=root, check=True)
+    after = hashes(*patterns)
+    changed = [p for p in sorted({**before, **after}) if before.get(p) != after.get(p)]
+    print(f"{what}: {'nothing changed' if not changed else 'CHANGED ' + ', '.join(changed)}", flush=True)
+    return not changed
+
+
+def main():
+    from jepa._readme import readme
+    tool = lambda name: str(Path(sys.executable).parent/name)
+    good = [unchanged('nbdev-export', [[tool('nbdev-export')]], 'jepa/*.py'),
+            unchanged('nbdev-clean', [[tool('nbdev-clean')], [tool('nbdev-clean'), '--fname', 'reports']], 'nbs/*.ipynb', 'reports/*.ipynb')]
+    same = (root/'README.md').read_text() == readme()
+    print(f"README.md: {'is what nbs/index.ipynb makes' if same else 'DIFFERS from nbs/index.ipynb; run make readme'}", flush=True)
+    return 0 if all(good) and same else 1
+
+
+if __name__ == '__main__': sys.exit(main())
