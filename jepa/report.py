@@ -482,7 +482,7 @@ def make_index(
     if not out: write_tiers(load_settings().results)
     return page
 
-# %% ../nbs/14_report.ipynb #3b4db0ed
+# %% ../nbs/14_report.ipynb #bccb5f71
 def run_reports(
     names=None,       # names of reports; all by default
     tier:str='',      # quick, standard or paper; the settings' tier by default
@@ -496,7 +496,9 @@ def run_reports(
     from tqdm import tqdm
     folder, tier, params = reports_folder(folder), tier or load_settings().tier, params or {}
     specs = catalogue(folder/'reports.toml')
-    for n in (names := list(names or [n for n, s in specs.items() if tier in s.tiers])):
+    names = list(names or [n for n, s in specs.items() if tier in s.tiers])
+    if not names: raise ValueError(f"no report in {folder/'reports.toml'} has the tier '{tier}'; {nearest(tier, _tiers)}")
+    for n in names:
         if n not in specs: raise KeyError(f"no report '{n}' in {folder/'reports.toml'}; {nearest(n, specs)}")
         if tier not in specs[n].tiers: raise ValueError(f"report '{n}' has no tier '{tier}'; {nearest(tier, specs[n].tiers)}")
         if not (folder/specs[n].notebook).exists(): raise FileNotFoundError(f"reports.toml names {folder/specs[n].notebook}, which does not exist")

@@ -1,0 +1,180 @@
+"""Reports: published numbers, provenance, the runner's promises, the index."""
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+import nbformat, numpy as np, pandas as pd, pytest
+import matplotlib.pyplot as plt
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from jepa import report as R
+from jepa.core import wilson
+from jepa.report import Report, beside, catalogue, check_params, code_of, made_from, published, report_states, run_reports
+
+ENTRY = '[{name}]\nnotebook = "{name}.ipynb"\ntitle = "Report {name}"\npaper = "A paper"\nmakes = ["Table 1"]\nchecks = ["counted"]\ntiers.quick = {{minutes = 1}}\n'
+HEAD = "import json, pandas as pd\nfrom jepa.report import Report\nreport = Report('{name}', tier, out)"
+TAIL = "report.table(pd.DataFrame({'n': [n]}), 'counts', 'A count.')\nreport.check('counted', n > 0)\nreport.finding(f'There were {n}.')\nreport.done()"
+
+
+def notebook(folder, name, *code):
+    "A report notebook with parameters tier, out and n"
+    cells = [new_code_cell("tier, out = 'quick', ''\nn = 3", metadata={'tags': ['parameters']}), *map(new_code_cell, code)]
+    nbformat.write(new_notebook(cells=cells), folder/f'{name}.ipynb')
+
+
+@pytest.fixture
+def reports(tmp_path):
+    "A folder with one entry per name, and a runner for it"
+    def make(**notebooks):
+        (tmp_path/'reports.toml').write_text('\n'.join(ENTRY.format(name=n) for n in notebooks))
+        for n, code in notebooks.items(): notebook(tmp_path, n, *[c.replace('{name}', n) for c in code])
+        return lambda **kw: run_reports(folder=tmp_path, out=tmp_path/'out', tier='quick', progress=False, **kw)
+    make.folder = tmp_path
+    return make
+
+
+def test_published_counts_give_published_percentages():
+    for name, digits in (('nano_tab1', 2e-3), ('nano_tab2', 1e-2), ('pico_tab2', 6e-3)):
+        df = published(name).dropna(subset=['k'])
+        assert (abs(100*df.k/df.n - df.accuracy) < digits).all(), name
+
+
+def test_every_published_table_can_be_read():
+    for path in (Path(R._root)/'data'/'papers').glob('*.csv'):
+        df = published(path.stem)
+        assert len(df) and not df.columns.duplicated().any()
+
+
+def test_two_published_cells_are_no_share_of_48_videos():
+    df = published('pico_tab2').query("class_name != 'mean'")
+    assert sorted(df[df.k.isna()].accuracy) == [37.92, 47.67]
+
+
+def test_pico_means_are_means_over_classes():
+    df = published('pico_tab2')
+    rows = df[df.class_name != 'mean'].groupby('model').accuracy.mean()
+    means = df[df.class_name == 'mean'].set_index('model').accuracy
+    assert (abs(rows - means) < 0.02).all()
+
+
+def test_beside_keeps_rows_of_both_sides_in_order():
+    paper = pd.DataFrame({'m': ['B', 'A'], 'accuracy': [50., 25.], 'k': [5, None], 'n': [10, 10]})
+    ours = pd.DataFrame({'m': ['A', 'C'], 'k': [3, 1], 'n': [10, 10], 'chance': 25.})
+    df = beside(paper, ours, 'm')
+    assert df.m.tolist() == ['B', 'A', 'C'] and df['ours %'].isna().tolist() == [True, False, False]
+    assert df['paper 95 %'][0] == '23.7 to 76.3' and pd.isna(df['paper 95 %'][1])
+    with pytest.raises(ValueError, match='twice'): beside(pd.concat([paper, paper]), ours, 'm')
+
+
+@pytest.mark.parametrize('change, hint', [(('notebook =', 'notebok ='), 'notebook'), (('minutes', 'minute'), 'minutes'), (('tiers.quick', 'tiers.quik'), 'quick'),
+                                          (('checks = ["counted"]', 'checks = "counted"'), 'ReportSpec.checks'), (('[x]', '[x'), 'line')])
+def test_a_mistake_in_reports_toml_names_file_and_remedy(tmp_path, change, hint):
+    (tmp_path/'reports.toml').write_text(ENTRY.format(name='x').replace(*change))
+    with pytest.raises((KeyError, TypeError, ValueError)) as e: catalogue(tmp_path/'reports.toml')
+    assert 'reports.toml' in str(e.value) and hint in str(e.value)
+
+
+def test_the_repository_s_own_catalogue_is_valid():
+    for name, spec in catalogue(Path(R._root)/'reports'/'reports.toml').items():
+        assert set(spec.tiers) == {'quick', 'standard', 'paper'}
+        path = Path(R._root)/'reports'/spec.notebook
+        if path.exists():
+            for tier in spec.tiers.values(): check_params(path, {'tier': '', 'out': '', **tier.params})
+
+
+def open_report(reports, monkeypatch):
+    reports(a=[HEAD])
+    monkeypatch.chdir(reports.folder)
+    return Report('a', 'quick', 'out', params=dict(n=1, seed=7))
+
+
+def test_a_report_needs_finding_and_promised_checks(reports, monkeypatch):
+    report = open_report(reports, monkeypatch)
+    with pytest.raises(ValueError, match='finding'): report.done()
+    report.finding('Something.')
+    with pytest.raises(ValueError, match="'counted'"): report.done()
+    report.check('counted', np.bool_(True))
+    report.done()
+    made = json.loads((reports.folder/'out'/'a.json').read_text())
+    assert made['seeds'] == {'seed': 7} and made['checks'] == [{'name': 'counted', 'ok': True, 'detail': ''}]
+    assert {'versions', 'machine', 'started', 'seconds', 'decoder', 'code'} <= set(made)
+
+
+def test_an_unfinished_report_leaves_the_last_good_one_untouched(reports, monkeypatch):
+    report = open_report(reports, monkeypatch)
+    fig, ax = plt.subplots(); report.figure(fig, 'good', 'Good.')
+    report.check('counted', True); report.finding('Good.'); report.done()
+    again = Report('a', 'quick', 'out', params={})
+    fig, ax = plt.subplots(); again.figure(fig, 'half', 'Half.')
+    assert [p.name for p in (reports.folder/'out'/'a').iterdir()] == ['good.png']
+
+
+def test_names_become_files_once(reports, monkeypatch):
+    report = open_report(reports, monkeypatch)
+    df = pd.DataFrame({'a': [1]})
+    report.table(df, 't', 'T.')
+    with pytest.raises(ValueError, match='already'): report.table(df, 't', 'T.')
+    with pytest.raises(ValueError, match='file name'): report.table(df, '../t', 'T.')
+    report.check('c', None)
+    with pytest.raises(ValueError, match='already'): report.check('c', True)
+
+
+def test_code_of_follows_imports_and_ignores_plumbing():
+    used = code_of('from jepa.report import published')
+    assert {'core', 'report'} <= set(used) and not {'cli', '_index'} & set(used)
+
+
+def test_what_a_report_was_made_from(reports):
+    reports(a=[HEAD, "from jepa.report import published\npublished('nano_tab1')"])
+    spec = catalogue(reports.folder/'reports.toml')['a']
+    (reports.folder/'list.csv').write_text('one')
+    parts = lambda **p: made_from(spec, p, reports.folder)
+    before = parts(n=1, manifest='list.csv')
+    assert parts(n=1, manifest='list.csv') == before
+    (reports.folder/'list.csv').write_text('two')
+    assert [k for k in before if before[k] != parts(n=1, manifest='list.csv')[k]] == ['data']
+    assert [k for k in before if before[k] != parts(n=2, manifest='list.csv')[k]][0] == 'parameters'
+
+
+def test_runner_makes_the_others_when_one_fails_and_skips_what_is_up_to_date(reports):
+    run = reports(bad=["raise RuntimeError('broken')"], undone=["x = 1"], good=[HEAD, TAIL])
+    out = reports.folder/'out'
+    first = run()
+    assert [(o.name, o.status) for o in first] == [('bad', 'failed'), ('undone', 'failed'), ('good', 'made')]
+    assert 'broken' in first[0].why and 'done' in first[1].why
+    assert (out/'bad.failed.ipynb').exists() and not (out/'bad.ipynb').exists()
+    assert run(names=['good'])[0].status == 'up to date'
+    made = json.loads((out/'good.json').read_text())
+    assert made['parameters'] == {'n': 3}
+    # a parameter makes it again; the state with the tier's own parameters is then stale
+    assert run(names=['good'], params={'n': 0})[0].why == 'check failed: counted'
+    states = {s.name: s for s in report_states('quick', out, reports.folder)}
+    assert states['good'].status == 'stale' and 'parameters' in states['good'].why and states['bad'].status == 'failed'
+    # a failed run keeps the last good result
+    notebook(reports.folder, 'good', "raise RuntimeError('now broken')")
+    assert run(names=['good'])[0].status == 'failed'
+    assert json.loads((out/'good.json').read_text())['parameters'] == {'n': 0} and (out/'good.failed.ipynb').exists()
+    page = (out/'index.html').read_text()
+    assert page.count('<section') == 3 and 'now broken' in page and 'There were 0.' in page and 'http:' not in page and 'https:' not in page
+    # nothing published names this machine
+    for p in out.glob('*.*'): assert str(reports.folder) not in p.read_text().replace('broken', ''), p.name
+    assert not [p for p in out.iterdir() if p.name.startswith('.')]
+
+
+def test_runner_refuses_mistakes_before_running(reports):
+    run = reports(a=[HEAD, TAIL])
+    with pytest.raises(KeyError, match="'n'"): run(params={'nn': 3})
+    with pytest.raises(KeyError, match="'a'"): run(names=['aa'])
+    with pytest.raises(ValueError, match='tier'): run_reports(folder=reports.folder, out=reports.folder/'out', tier='paper')
+    notebook(reports.folder, 'gone'); (reports.folder/'a.ipynb').unlink()
+    with pytest.raises(FileNotFoundError, match='a.ipynb'): run()
+    assert not (reports.folder/'out').exists()
+
+
+def test_interrupt_ends_the_report_s_processes(reports):
+    reports(a=["import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(100)"])
+    code = f"from jepa.report import *; run_reports(folder={str(reports.folder)!r}, out={str(reports.folder/'out')!r}, tier='quick', progress=False)"
+    p = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.PIPE, text=True)
+    pid, end = reports.folder/'pid', time.time() + 60
+    while not (pid.exists() and pid.read_text()) and time.time() < end: time.sleep(.1)
+    p.send_signal(signal.SIGINT)
+    assert 'KeyboardInterrupt' in p.communicate(timeout=30)[1] and p.returncode
+    with pytest.raises(ProcessLookupError): os.kill(int(pid.read_text()), 0)
+    assert not (reports.folder/'out'/'a.json').exists() and (reports.folder/'out'/'index.html').exists()
