@@ -12,7 +12,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 .venv/.done: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "jepa needs Python 3.11 or newer; name one with: make PYTHON=python3.12"'
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("jepa needs Python 3.11 or newer; name one, for instance: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -24,7 +24,7 @@ reports: .venv/.done ## make every report (TIER=quick, standard or paper) and sa
 
 test: .venv/.done ## run everything that CI runs
 	$(BIN)/python tests/checks.py
-	$(BIN)/nbdev-test --do_print --n_workers 1
+	$(BIN)/nbdev-test --do-print --n-workers 1
 	$(BIN)/python -m pytest
 
 lab: .venv/.done ## open JupyterLab on the notebooks
