@@ -261,7 +261,7 @@ def figure(self:Report,
     plt.close(fig)
     display(Image(data=path.read_bytes()), Markdown(f'*{caption}*'))
 
-# %% ../nbs/14_report.ipynb #01369dfc
+# %% ../nbs/14_report.ipynb #1efb6776
 @patch
 def table(self:Report,
     df:pd.DataFrame, # the index is saved only if it has a name
@@ -276,7 +276,8 @@ def table(self:Report,
     whole = {c: 0 for c in df.select_dtypes('float') if (df[c].dropna() % 1 == 0).all()}
     formats = {c: f'{{:.{whole.get(c, digits)}f}}' for c in df.select_dtypes('float')}
     display(df.style.hide(axis='index').format(formats, na_rep='–').set_caption(caption).set_uuid(name).set_properties(subset=left, **{'text-align': 'left'})
-              .set_table_styles([dict(selector='caption', props='caption-side: bottom; text-align: left; font-style: italic')]))
+              .set_table_styles([dict(selector='caption', props='caption-side: bottom; text-align: left; font-style: italic')])
+              .set_table_styles({c: [dict(selector='th', props='text-align: left')] for c in left}, overwrite=False))
 
 # %% ../nbs/14_report.ipynb #d86cd4ff
 @patch
@@ -432,7 +433,7 @@ def _run_one(name, spec, params, folder, out, tell):
         running.unlink(missing_ok=True)
         shutil.rmtree(out/f'.{name}.new', ignore_errors=True)
 
-# %% ../nbs/14_report.ipynb #dcdba376
+# %% ../nbs/14_report.ipynb #d059c5f8
 @dataclass
 class State:
     "What is there of one report"
@@ -450,13 +451,14 @@ def _state(name, spec, tier, folder, out, params):
     files = [out/f'{name}.html', out/f'{name}.ipynb', *(out/f['file'] for f in (p['figures'] + p['tables'] if p else []))]
     if failed: return State(name, spec, tier, 'failed', failed['error'] + (' — the last good result is shown.' if p else ''), p)
     if not p: return State(name, spec, tier, 'missing')
-    now, then = made_from(spec, params, folder) if (folder/spec.notebook).exists() else {}, p.get('parts')
-    if not then: return State(name, spec, tier, 'stale', 'It was made by hand, not by `jepa reports run`.', p)
-    changed = [what for what in now if now[what] != then.get(what)] or (['the notebook is gone'] if not now else [])
-    if changed: return State(name, spec, tier, 'stale', f"Changed since it was made: {', '.join(changed)}.", p)
-    if gone := [f.name for f in files if not f.exists()]: return State(name, spec, tier, 'stale', f"Files are gone: {', '.join(gone)}.", p)
     bad = [c['name'] for c in p['checks'] if c['ok'] is False]
-    return State(name, spec, tier, 'check' if bad else 'ok', f"Failed: {', '.join(bad)}." if bad else '', p)
+    and_bad = f" Failed checks: {', '.join(bad)}." if bad else ''
+    now, then = made_from(spec, params, folder) if (folder/spec.notebook).exists() else {}, p.get('parts')
+    if not then: return State(name, spec, tier, 'stale', 'It was made by hand, not by jepa reports run.' + and_bad, p)
+    changed = [what for what in now if now[what] != then.get(what)] or (['the notebook is gone'] if not now else [])
+    if changed: return State(name, spec, tier, 'stale', f"Changed since it was made: {', '.join(changed)}.{and_bad}", p)
+    if gone := [f.name for f in files if not f.exists()]: return State(name, spec, tier, 'stale', f"Files are gone: {', '.join(gone)}.", p)
+    return State(name, spec, tier, 'check' if bad else 'ok', and_bad.strip(), p)
 
 # %% ../nbs/14_report.ipynb #0fe54b48
 def report_states(
