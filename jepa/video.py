@@ -7,8 +7,8 @@ __all__ = ['image_suffixes', 'video_suffixes', 'backends', 'VideoError', 'Video'
            'StillVideo', 'decoders', 'open_video', 'decoding_workers', 'decode_safely', 'ClipConfig', 'clip_indices',
            'decode_clips']
 
-# %% ../nbs/02_video.ipynb #68751904
-import bisect, importlib.util, multiprocessing, re, sys, typing
+# %% ../nbs/02_video.ipynb #12989eb0
+import bisect, gc, importlib.util, multiprocessing, os, re, sys, typing
 from collections import deque
 from contextlib import contextmanager
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -235,7 +235,7 @@ def open_video(
     "Open a video; `VideoError` if it gives no frames"
     return _first_that_works(path, decoder, size, threads, lambda v: v)
 
-# %% ../nbs/02_video.ipynb #0c6731da
+# %% ../nbs/02_video.ipynb #effae4a8
 def decoding_workers(
     workers:int=None # `None`: what `settings.ini` says
 )->int: # processes; 0 means the main process
@@ -247,8 +247,11 @@ def decoding_workers(
 def _start_worker(): torch.set_num_threads(1)
 
 def _context():
-    "Forked processes start at once; where there are none, fresh ones do"
+    "Forked processes start at once; on other systems fresh ones do"
     return multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')
+
+# %% ../nbs/02_video.ipynb #aa3bca8a
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=gc.freeze)
 
 # %% ../nbs/02_video.ipynb #5ecb7c4a
 def _outcome(future, path, timeout):

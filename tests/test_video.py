@@ -148,9 +148,31 @@ def test_decode_safely_loses_only_the_bad_file():
     assert all(results[j] == (j.upper(), 1) for j in jobs if len(j) == 1)
     assert 'given up after 1 s' in str(results['hang']) and 'died' in str(results['crash']) and str(results['bad']) == 'bad: is bad'
 
+def _collect(path):
+    import gc
+    return gc.collect() >= 0
+
+@pytest.mark.parametrize('decoder', decoders())
+def test_inherited_decoders_are_not_freed_in_workers(video, decoder):
+    "A decoder freed in a forked process would wait for threads that stayed in the parent"
+    import gc
+    gc.disable()
+    try:
+        for _ in range(4):
+            cycle = [open_video(video, decoder)]
+            if decoder == 'pyav': cycle.append(cycle[0]._decode(None)); next(cycle[1])
+            cycle[0].frames([0, 5])
+            cycle.append(cycle)
+        del cycle
+        assert list(decode_safely(['a'], _collect, workers=1, timeout=5)) == [('a', True)]
+    finally: gc.enable()
+
 @pytest.mark.parametrize('workers', [0, 1])
 def test_decode_safely_does_not_hide_bugs(workers):
-    with pytest.raises(KeyError): list(decode_safely(['a', 'bug'], _job, workers=workers, timeout=5))
+    results = []
+    with pytest.raises(KeyError):
+        for pair in decode_safely(['a', 'bug'], _job, workers=workers, timeout=5): results.append(pair)
+        pytest.fail(f'no bug in {results}')
 
 clips_of = st.builds(ClipConfig, num_frames=st.integers(1, 32), stride=st.integers(1, 8), segments=st.integers(1, 5))
 
