@@ -372,23 +372,22 @@ def denormalise(
     mean, std = (torch.tensor(v)[:, None, None, None] for v in (mean, std))
     return ((clip*std + mean)*255).round().clamp(0, 255).byte().permute(1, 2, 3, 0).numpy()
 
-# %% ../nbs/03_data.ipynb #d3820d33
+# %% ../nbs/03_data.ipynb #aa203ddc
 class ClipCache:
     "Decoded clips: `cache[path]` is uint8 (segments, T, H, W, 3), mapped from disk"
     def __init__(self, folder):
         self.folder = Path(folder)
         self.table = pd.read_csv(self.folder/'index.csv')          # path, offset, segments, T, H, W, decoder
         self.skipped = pd.read_csv(self.folder/'skipped.csv')      # path, reason
-        self._row = {row.path: row for row in self.table.itertuples()}
+        self._row = {path: tuple(row) for path, *row in self.table.itertuples(index=False, name=None)}
     @cached_property
     def _data(self): return np.memmap(self.folder/'clips.u8', np.uint8, 'r') if len(self.table) else np.empty(0, np.uint8)
     def __getstate__(self): return {k: v for k, v in vars(self).items() if k != '_data'} # a worker process maps the file itself
     def __len__(self): return len(self.table)
     def __contains__(self, path): return path in self._row
     def __getitem__(self, path):
-        row = self._row[path]
-        shape = row.segments, row.T, row.H, row.W, 3
-        return self._data[row.offset:row.offset + int(np.prod(shape))].reshape(shape)
+        offset, *shape, _ = self._row[path]
+        return self._data[offset:offset + 3*int(np.prod(shape))].reshape(*shape, 3)
     def __repr__(self):
         by = ', '.join(f'{n} by {name}' for name, n in Counter(self.table.decoder).items())
         return f'ClipCache: {len(self)} files ({by or "none"}), {len(self.skipped)} skipped, {len(self._data)/1e6:.1f} MB'
