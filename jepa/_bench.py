@@ -1,0 +1,104 @@
+"""`make bench`: what a training step, decoding and the cache cost on this machine. Medians of interleaved repeats in one run."""
+import statistics, tempfile, time
+from contextlib import nullcontext
+import psutil, torch
+from jepa.actions import ActionsConfig, make_actions
+from jepa.core import generator, load_settings, machine
+from jepa.data import Augment, Clips, build_cache, loader, read_manifest
+from jepa.encoder import Attention
+from jepa.masks import sample_masks
+from jepa.train import TrainConfig, make_optimizer, new_jepa, train_step
+
+
+def _wait(device):
+    if device.type == 'cuda': torch.cuda.synchronize()
+
+
+def _seconds(work, device):
+    _wait(device)
+    start = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def peak_memory(device):
+    "Peak memory of this process (a CPU) or of the GPU, GiB"
+    if device.type == 'cuda': return torch.cuda.max_memory_allocated()/2**30
+    if psutil.WINDOWS: return psutil.Process().memory_info().peak_wset/2**30
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**30 if psutil.MACOS else 2**20)
+
+
+def matmul_ceiling(device, dtype, side=4096, repeats=5):
+    "The best rate of a large matrix product, FLOP/s"
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    a @ a
+    return 2*side**3/min(_seconds(lambda: a @ a, device) for _ in range(repeats))
+
+
+def step_flops(jepa, optimizer, clip, masks, values):
+    "Floating-point operations of one training step, counted by torch"
+    from torch.utils.flop_counter import FlopCounterMode
+    with FlopCounterMode(display=False) as counter: train_step(jepa, optimizer, clip, masks, values)
+    return counter.get_total_flops()
+
+
+def bench_step(m, batch_size=4, repeats=3, config=TrainConfig()):
+    "One training step our way and as the published code computes it: float32 with fused attention"
+    jepa = new_jepa(config).to(m.device).train()
+    optimizer, values = make_optimizer(jepa), config.plan(100).at(0)
+    e = config.encoder
+    clip = torch.randn(batch_size, 3, e.num_frames, e.height, e.width, generator=generator(0, 'bench')).to(m.device)
+    draws = [sample_masks(config.masks, e.grid, batch_size, generator(0, 'bench masks', r)) for r in range(51)]
+    tokens = lambda masks: sum(p.context_ids.shape[1] + p.target_ids.shape[1] for p in masks)
+    masks = [p.to(m.device) for p in sorted(draws, key=tokens)[25]] # masks of median size, the same for every step
+    half = dict(bfloat16=torch.bfloat16, float16=torch.float16).get(m.precision)
+    ways = {'ours': ('auto', half), 'float32, fused attention': (True, None)}
+    seconds, memory = {name: [] for name in ways}, {}
+    def step(name):
+        Attention.fused, dtype = ways[name]
+        with torch.autocast(m.device.type, dtype) if dtype else nullcontext(): train_step(jepa, optimizer, clip, masks, values)
+    try:
+        for name in ways: # warm-up; ours first, so that its peak memory is its own
+            step(name)
+            memory[name] = peak_memory(m.device)
+        for r in range(repeats):
+            for name in ways: seconds[name].append(_seconds(lambda: step(name), m.device))
+    finally: Attention.fused = 'auto'
+    flops = step_flops(jepa, optimizer, clip, masks, values)
+    return {n: statistics.median(s) for n, s in seconds.items()}, flops, memory['ours'], half or torch.float32
+
+
+def bench_clips(config=TrainConfig(), repeats=3, per_class=12):
+    "Clips per second from mp4 and from the clip cache, in batches, cropped and normalised as for training"
+    with tempfile.TemporaryDirectory() as folder:
+        made = make_actions(ActionsConfig(classes=('move_right', 'orbit_left'), train=per_class, val=0, size=256, num_frames=64), folder, progress=False)
+        manifest = read_manifest(made)
+        cache = build_cache(manifest, config.clip, folder=folder, progress=False)
+        ways = {'cache': Clips(manifest, config.clip, config.augment, cache=cache), 'mp4': Clips(manifest, config.clip, config.augment)}
+        rates = {name: [] for name in ways}
+        for r in range(repeats):
+            for name, clips in ways.items():
+                start = time.perf_counter()
+                n = sum(len(b['clip']) for b in loader(clips, 4, epoch=r))
+                rates[name].append(n/(time.perf_counter() - start))
+    return {n: statistics.median(r) for n, r in rates.items()}
+
+
+def bench(repeats=3, say=print):
+    "Measure and print"
+    m, busy = machine(), psutil.cpu_percent(1)
+    if busy > 20: say(f'other programs use {busy:.0f} % of the processor: these times will be too long')
+    say(f'{m.device}, {m.precision}, {m.threads} threads ({m.why["precision"]}); medians of {repeats} interleaved repeats')
+    seconds, flops, memory, dtype = bench_step(m, repeats=repeats)
+    ceiling = matmul_ceiling(m.device, dtype)
+    ours, plain = seconds.values()
+    say(f'training step of nano-JEPA (ViT-T/16, 16x224x224, batch 4, both masks, predictor 12x384): {flops/1e12:.2f} TFLOP')
+    say(f'  {ours:7.2f} s   ours')
+    say(f'  {plain:7.2f} s   float32, fused attention: ours is {plain/ours:.1f} times as fast')
+    say(f'  {flops/ours/1e9:7.0f} GFLOP/s, {100*flops/ours/ceiling:.0f} % of the measured {str(dtype).removeprefix("torch.")} matmul ceiling ({ceiling/1e9:.0f} GFLOP/s)')
+    say(f'  {memory:7.2f} GiB peak memory of our step, with everything loaded')
+    rates = bench_clips(repeats=repeats)
+    say(f'clips of 16 frames, 224x224, cropped and normalised; {load_settings().decoder} decoder, {m.workers} processes:')
+    say(f"  {rates['mp4']:7.1f} clips/s from mp4\n  {rates['cache']:7.1f} clips/s from the cache")
