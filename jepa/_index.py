@@ -115,7 +115,9 @@ def card(r, folder):
              ('.failed.html', 'Failed run')) if (folder/f'{name}{end}').exists()]
     links += [f'<a href="{t["file"]}">{esc(Path(t["file"]).name)}</a>' for t in p.get('tables', [])]
     budget = spec.tiers.get(r.tier)
-    if p and budget: links.append(f'<span>{span(p.get("run_seconds", p["seconds"]))} of {span(60*budget.minutes)} planned</span>')
+    if p and budget:
+        took, plan = p.get('run_seconds', p['seconds']), 60*budget.minutes
+        links.append(f'<span>{span(took)} of {span(plan)} planned{", over its budget" if took > plan else ""}</span>')
     return ''.join(parts) + (f'<div class="links">{"".join(links)}</div>' if links else '') + '</section>'
 
 

@@ -345,7 +345,7 @@ def check_params(
     for name in params:
         if name not in known: raise KeyError(f"{Path(notebook).name} has no parameter '{name}'; {nearest(name, known)}")
 
-# %% ../nbs/14_report.ipynb #5cd150d1
+# %% ../nbs/14_report.ipynb #4dfd742e
 @dataclass
 class Outcome:
     "What became of one report"
@@ -362,7 +362,7 @@ def _stop(process):
     "End a report's process and everything it started, politely first"
     import psutil
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    if process.poll() is None: process.send_signal(signal.SIGINT)
+    if process.poll() is None: process.terminate() if os.name == 'nt' else process.send_signal(signal.SIGINT)
     try: process.wait(10)
     except subprocess.TimeoutExpired: process.kill()
     for child in psutil.wait_procs(family, timeout=3)[1]: child.kill()
