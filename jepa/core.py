@@ -261,12 +261,12 @@ def generator(*name) -> torch.Generator:
     "A torch generator seeded from a name"
     return torch.Generator().manual_seed(seed_of(*name))
 
-# %% ../nbs/00_core.ipynb #e5c8e3e5
+# %% ../nbs/00_core.ipynb #9879a64f
 @contextmanager
 def seeded(*name):
     "Draws from torch's global generator inside the block depend on `name` alone"
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(*name))
+        torch.default_generator.manual_seed(seed_of(*name)) # `torch.manual_seed` would also queue a call, with a stack trace, for a GPU that may come
         yield
 
 # %% ../nbs/00_core.ipynb #c8810a8d
