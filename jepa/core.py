@@ -45,7 +45,7 @@ def nearest(
     close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.4)
     return f"did you mean '{close[0]}'?" if close else f"valid names: {', '.join(sorted(map(str, valid)))}"
 
-# %% ../nbs/00_core.ipynb #020a8af2
+# %% ../nbs/00_core.ipynb #594d6ae0
 def _coerce(value, kind, where):
     "`value` as `kind`, or a `TypeError` that names `where`"
     origin, args = typing.get_origin(kind), typing.get_args(kind)
@@ -53,7 +53,9 @@ def _coerce(value, kind, where):
     if origin in (typing.Union, types.UnionType):
         for option in args:
             try: return _coerce(value, option, where)
-            except TypeError: pass
+            except (TypeError, ValueError): pass
+        names = [repr(v) for o in args for v in (typing.get_args(o) if typing.get_origin(o) is typing.Literal else [getattr(o, '__name__', o)])]
+        raise TypeError(f"{where} must be {' or '.join(map(str, names))}, not {value!r}")
     elif origin is typing.Literal:
         if value in args: return value
         raise ValueError(f"{where} is {value!r}; {nearest(value, args)}")

@@ -141,7 +141,7 @@ def attend(
     with torch.autocast(q.device.type, enabled=False): weights = F.dropout(weights.softmax(-1), dropout, dropout > 0)
     return weights @ v
 
-# %% ../nbs/05_encoder.ipynb #b5c3093f
+# %% ../nbs/05_encoder.ipynb #6735472b
 def init_weights(module:nn.Module):
     "Truncated normal 0.02, zero bias, LayerNorm at one"
     if isinstance(module, (nn.Linear, nn.Conv3d)):
@@ -150,6 +150,7 @@ def init_weights(module:nn.Module):
 
 def make_blocks(embed_dim:int, depth:int, num_heads:int, mlp_ratio:float, norm_eps:float=1e-6) -> nn.ModuleList:
     "Transformer blocks, initialised with their depth in mind"
+    if embed_dim % num_heads: raise ValueError(f'embed_dim={embed_dim} is not a multiple of num_heads={num_heads}')
     blocks = nn.ModuleList([Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=norm_eps), attn_layer=Attention)
                             for _ in range(depth)])
     blocks.apply(init_weights)

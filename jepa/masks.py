@@ -128,7 +128,7 @@ def multiblock(config:MultiBlock, grid:Grid, batch_size:int, generator) -> torch
             if not redraw.any(): return hidden
     raise ValueError(f'{config} leaves no context on a grid of {tuple(grid)}: fewer or smaller blocks are needed')
 
-# %% ../nbs/04_masks.ipynb #87bb08c4
+# %% ../nbs/04_masks.ipynb #89ea9ccc
 def draw_mask(
     pair:MaskPair,    # of a batch
     grid:Grid,
@@ -143,7 +143,7 @@ def draw_mask(
     state = state.view(grid)
     colours = torch.tensor([[.5, .5, .5, .75], [0., .62, .45, .3], [.84, .15, .16, .65]]) # red, green, blue, opacity
     at = [round(i*(len(frames) - 1)/(num_frames - 1)) for i in range(num_frames)] if num_frames > 1 else [0]
-    fig, axes = plt.subplots(1, num_frames, figsize=(1.9*num_frames, 2.15 + 0.25*bool(title)), squeeze=False)
+    fig, axes = plt.subplots(1, num_frames, figsize=(1.9*num_frames, 2.15 + 0.25*bool(title)), squeeze=False, dpi=64)
     for ax, f in zip(axes[0], at):
         patches = colours[state[min(f*grid.T//len(frames), grid.T - 1)]].numpy()
         height, width = frames[f].shape[:2]

@@ -32,16 +32,16 @@ def nano_config(
     "nano-JEPA's pretraining: ViT-T, V-JEPA's two masks, L1 on normalised features"
     return train_config('tiny', num_frames, stride, pixels, patch_size, predictor=PredictorConfig(embed_dim=predictor_dim, depth=predictor_depth), epochs=epochs, batch_size=batch_size, seed=seed, **changes)
 
-# %% ../nbs/20_nano.ipynb #cbabdbd8
+# %% ../nbs/20_nano.ipynb #8b76d4aa
 def nano_videos(
     videos:int=400,
     dataset:str='',  # a manifest, list or folder; the embedded dataset by default
-    pixels:int=112,  # of the embedded dataset's files
+    pixels:int=112, level:str='easy', # of the embedded dataset's files
     seed:int=0, progress:bool=True
 )->Manifest:
     "The videos to pretrain on: the first `videos`, taken from all classes in turn"
     if dataset: manifest = read_manifest(dataset); train = manifest.split('train') if 'train' in set(manifest.table.split) else manifest
-    else: train = read_manifest(make_actions(ActionsConfig(train=-(-videos//len(ACTIONS)), val=0, size=pixels), progress=progress))
+    else: train = read_manifest(make_actions(ActionsConfig(train=-(-videos//len(ACTIONS)), val=0, size=pixels, level=level), progress=progress))
     if len(train) < videos: raise ValueError(f'{dataset} has {len(train)} training videos, {videos} were asked for; lower `videos`')
     return train.select(n=videos, seed=seed)
 
@@ -61,11 +61,12 @@ TABLE2 = dict(A=Table2Model(4, 100, 50, 20), B=Table2Model(4, 25, 12, 10), C=Tab
 # of the embedded dataset; the models of four classes take the first four
 TABLE2_CLASSES = ('move_right', 'turn_left', 'grow', 'blink', 'move_left', 'turn_right', 'shrink', 'orbit_left')
 
-# %% ../nbs/20_nano.ipynb #5e1ee7ef
+# %% ../nbs/20_nano.ipynb #3aa36454
 def table2_data(
     model:str,       # A to F
     dataset:str='',  # a manifest, list or folder with train and val; the embedded dataset by default
-    pixels:int=112, shrink:int=1, # shrink: divide the videos per class, for trials
+    pixels:int=112, level:str='easy', # of the embedded dataset's files
+    shrink:int=1,    # divides the videos per class, for trials
     seed:int=0, progress:bool=True
 )->tuple[Manifest, Manifest]: # train, val
     "The labelled videos of one model of Table 2"
@@ -75,11 +76,11 @@ def table2_data(
     else:
         most = {s: max(getattr(x, s)//shrink for x in TABLE2.values() if x.encoder == m.encoder) for s in ('train', 'val')}
         names = TABLE2_CLASSES[:m.classes]
-        manifest = read_manifest(make_actions(ActionsConfig(classes=TABLE2_CLASSES, **most, size=pixels), progress=progress))
+        manifest = read_manifest(make_actions(ActionsConfig(classes=TABLE2_CLASSES, **most, size=pixels, level=level), progress=progress))
     if len(names) < m.classes: raise ValueError(f'{dataset} has {len(names)} classes, model {model} needs {m.classes}')
     return tuple(manifest.split(s).select(classes=names, per_class=getattr(m, s)//shrink, seed=seed).relabel() for s in ('train', 'val'))
 
-# %% ../nbs/20_nano.ipynb #7faf8820
+# %% ../nbs/20_nano.ipynb #2c0e33df
 def probe_frozen(
     encoder:Encoder, model:str, train:Manifest, val:Manifest, clip:ClipConfig,
     copies:int=4,   # augmented copies of the training clips
@@ -97,9 +98,10 @@ def probe_frozen(
 
 def from_scratch(
     encoder:Encoder, model:str, train:Manifest, val:Manifest, clip:ClipConfig,
+    epochs:int=0,   # 0: as many as the model's probe
     flip:bool=False, probe:ProbeConfig=ProbeConfig(), evaluate_every:int=5, progress:bool=True
 )->tuple[Probe, Evaluation]:
     "The control: the same network and head, trained on the labels alone"
     c = clip.replace(segments=1, views=1)
     sets = [Clips(m, c, Augment(train=t, flip=flip), cache=build_cache(m, c, progress=progress)) for m, t in ((train, True), (val, False))]
-    return finetune(probe.replace(epochs=TABLE2[model].epochs), encoder, *sets, evaluate_every=evaluate_every, progress=progress)
+    return finetune(probe.replace(epochs=epochs or TABLE2[model].epochs), encoder, *sets, evaluate_every=evaluate_every, progress=progress)

@@ -43,7 +43,7 @@ def variance_regulariser(
     std = sum((p.float().var(dim=1) + 1e-4).sqrt() for p in predictions) / len(predictions)
     return F.relu(1 - std).mean()
 
-# %% ../nbs/07_objective.ipynb #2ee25461
+# %% ../nbs/07_objective.ipynb #427a7451
 class JepaOutput(NamedTuple):
     "What one forward pass makes"
     loss: torch.Tensor
@@ -83,7 +83,9 @@ class Jepa(nn.Module):
     @torch.no_grad()
     def update_target(self, momentum:float):
         "Move the target encoder towards the encoder; after the optimiser's step"
-        for slow, fast in zip(self.target_encoder.parameters(), self.encoder.parameters()): slow.mul_(momentum).add_(fast.detach(), alpha=1 - momentum)
+        slow, fast = list(self.target_encoder.parameters()), [p.detach() for p in self.encoder.parameters()]
+        torch._foreach_mul_(slow, momentum)
+        torch._foreach_add_(slow, fast, alpha=1 - momentum)
 
 # %% ../nbs/07_objective.ipynb #4934e090
 @torch.no_grad()

@@ -32,7 +32,7 @@ from .masks import *
 from .encoder import *
 from .train import make_accelerator
 
-# %% ../nbs/10_probe.ipynb #3a90451c
+# %% ../nbs/10_probe.ipynb #1fd2adae
 def fingerprint(module:nn.Module) -> str:
     "Hash of all weights"
     digest = hashlib.sha256()
@@ -49,7 +49,7 @@ class Features:
     "Frozen features of clips: tokens, labels and where they come from"
     def __init__(self, tokens, labels, classes):
         self.tokens = tokens              # (n, V, N, D) float16, memory-mapped or not
-        self.labels = np.asarray(labels)  # (n,)
+        self.labels = np.array(labels)    # (n,)
         self.classes = list(classes)      # class names in label order
 
     def __len__(self): return len(self.labels)
@@ -283,7 +283,7 @@ def _fit_sklearn(config, train):
     means = train.mean()
     return make_pipeline(StandardScaler(), last).fit(means.reshape(-1, means.shape[-1]), np.repeat(train.labels, train.num_views))
 
-# %% ../nbs/10_probe.ipynb #b07dea38
+# %% ../nbs/10_probe.ipynb #3c0f14df
 def plot_curves(
     curves:dict,          # name -> DataFrame of `Probe.curve`
     chance:float|None=None, # as a share
@@ -296,7 +296,7 @@ def plot_curves(
         [line] = ax.plot(curve.epoch, 100*curve.val_right/curve.val_n, marker='o', ms=2.5, label=f'{name} (n={int(curve.val_n.iloc[0])})')
         ax.fill_between(curve.epoch, ends[:, 0], ends[:, 1], alpha=0.12, color=line.get_color())
     if chance is not None: ax.axhline(100*chance, color='grey', ls=':', lw=1, label=f'chance {100*chance:.1f} %')
-    ax.set(xlabel='epoch', ylabel='accuracy, %', title=title, ylim=(0, 100)); ax.legend(fontsize=7)
+    ax.set(xlabel='epoch', ylabel='accuracy, %', title=title, ylim=(0, min(100, 1.25*max(t for t in ax.get_ylim())))); ax.legend(fontsize=7, loc='upper left')
     return ax.figure
 
 def plot_confusion(evaluation:Evaluation, title:str='', ax=None):
@@ -356,7 +356,7 @@ def _evaluate_clips(model, clips, accelerator) -> Evaluation:
         out.append(logits.float().softmax(-1).cpu())
     return Evaluation(torch.cat(out).view(len(clips), clips.num_views, -1).mean(1).numpy(), clips.manifest.table.label.to_numpy(), clips.manifest.classes)
 
-# %% ../nbs/10_probe.ipynb #f486d9b6
+# %% ../nbs/10_probe.ipynb #d85b31a5
 def paired_difference(
     a:Evaluation, b:Evaluation # of the same clips
 )->dict: # points (a - b), low, high, only_a, only_b, p
@@ -367,4 +367,4 @@ def paired_difference(
     difference = a.correct.astype(float) - b.correct.astype(float)
     low, high = bootstrap((difference,), np.mean, n_resamples=2000, method='percentile', rng=0).confidence_interval if only_a + only_b else (0., 0.)
     p = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.
-    return dict(points=round(100*difference.mean(), 2), low=round(100*low, 2), high=round(100*high, 2), only_a=only_a, only_b=only_b, p=float(p))
+    return dict(points=round(float(100*difference.mean()), 2), low=round(float(100*low), 2), high=round(float(100*high), 2), only_a=only_a, only_b=only_b, p=float(p))

@@ -55,7 +55,7 @@ class Plan(Config):
         lr = self.start_lr + (self.ref_lr - self.start_lr)*s/W if s < W else max(self.final_lr, half(self.ref_lr, self.final_lr, (s - W)/max(T - W, 1)))
         return StepValues(lr, half(self.wd, self.final_wd, s/T), self.ema[0] + k*(self.ema[1] - self.ema[0])/T)
 
-# %% ../nbs/08_train.ipynb #58f799f9
+# %% ../nbs/08_train.ipynb #7e701b70
 def param_groups(jepa:Jepa) -> list[dict]:
     "Four groups: decayed weights of encoder and predictor, then their biases and 1-D parameters"
     modules = (jepa.encoder, jepa.predictor)
@@ -65,8 +65,8 @@ def param_groups(jepa:Jepa) -> list[dict]:
     return decayed + spared
 
 def make_optimizer(jepa:Jepa, betas=(0.9, 0.999), eps:float=1e-8) -> torch.optim.AdamW:
-    "AdamW over `param_groups`; the values of the schedules are set at every step"
-    return torch.optim.AdamW(param_groups(jepa), betas=betas, eps=eps)
+    "AdamW (all of a step in one kernel) over `param_groups`; the schedules set its values at every step"
+    return torch.optim.AdamW(param_groups(jepa), betas=betas, eps=eps, fused=True)
 
 # %% ../nbs/08_train.ipynb #483729fb
 class StepResult(NamedTuple):

@@ -1,0 +1,103 @@
+"""Nothing is lost: a killed run continues to the same curve, bad steps are skipped and counted"""
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jepa.actions import ActionsConfig, make_actions
+from jepa.data import read_manifest
+from jepa.encoder import encoder_config
+from jepa.masks import Future, MultiBlock, sample_masks
+from jepa.core import generator
+from jepa.objective import Jepa
+from jepa.predictor import PredictorConfig
+from jepa.train import Run, TrainConfig, load_encoder, make_optimizer, pretrain, train_config, train_step
+
+CONFIG = train_config('toy', num_frames=4, stride=4, pixels=32, patch_size=8, predictor=PredictorConfig(embed_dim=24, depth=2), masks=(MultiBlock(), Future(tubelets=(1, 1))),
+                      epochs=4, batch_size=4, warmup_epochs=1., monitor_clips=8)
+
+SCRIPT = '''
+import json, sys
+from jepa.data import read_manifest
+from jepa.train import TrainConfig, pretrain
+config = TrainConfig.from_dict(json.loads(sys.argv[1]))
+pretrain(config, read_manifest(sys.argv[2]), folder=sys.argv[3], save_seconds=0, progress=False)
+'''
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('train')
+    (folder/'settings.ini').write_text(f'[paths]\ncache = {folder}/cache\nruns = {folder}/runs\n[compute]\nthreads = 1\nworkers = 0\n')
+    os.environ['JEPA_SETTINGS'] = str(folder/'settings.ini')
+    yield folder
+    del os.environ['JEPA_SETTINGS']
+
+
+@pytest.fixture(scope='module')
+def manifest(place):
+    return make_actions(ActionsConfig(classes=('move_right', 'turn_left'), train=12, val=0, size=48, num_frames=16, level='easy'), place/'data', workers=1, progress=False)
+
+
+def command(manifest, folder): return [sys.executable, '-c', SCRIPT, json.dumps(CONFIG.to_dict()), str(manifest), str(folder)]
+
+
+@pytest.mark.slow
+def test_kill_9_and_the_same_command_gives_the_same_curve_to_the_bit(place, manifest):
+    assert subprocess.run(command(manifest, place/'whole')).returncode == 0
+    whole, killed, kills = Run(place/'whole'), Run(place/'killed'), 0
+    for wait_for in (3, 13):
+        process = subprocess.Popen(command(manifest, killed.folder))
+        while process.poll() is None:
+            rows = killed.folder/'metrics.csv'
+            if rows.exists() and len(rows.read_text().splitlines()) > wait_for:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+            time.sleep(0.005)
+    assert kills == 2 and not killed.done
+    assert subprocess.run(command(manifest, killed.folder)).returncode == 0
+    assert len(whole.metrics) == 24 and killed.done
+    assert killed.metrics.drop(columns='seconds').equals(whole.metrics.drop(columns='seconds'))
+    assert killed.meters.equals(whole.meters)
+    for a, b in zip(whole.model().state_dict().values(), killed.model().state_dict().values()): assert a.equal(b)
+    assert not list(killed.folder.glob('.*.tmp'))
+
+
+def test_a_finished_run_is_opened_and_another_experiment_refused(place, manifest):
+    config = CONFIG.replace(epochs=1)
+    run = pretrain(config, read_manifest(manifest), folder=place/'short', progress=False)
+    before = (run.folder/'checkpoint.pt').stat().st_mtime_ns
+    assert pretrain(config, read_manifest(manifest), folder=place/'short', progress=False).done
+    assert (run.folder/'checkpoint.pt').stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match='lr is 0.000625, asked for 0.001'): pretrain(config.replace(lr=1e-3), read_manifest(manifest), folder=place/'short', progress=False)
+    encoder = load_encoder(run.folder/'checkpoint.pt')
+    for a, b in zip(encoder.state_dict().values(), run.model().target_encoder.state_dict().values()): assert a.equal(b)
+
+
+def test_too_many_steps_without_a_finite_loss_end_the_run(place, manifest):
+    config = CONFIG.replace(lr=1e30, start_lr=1e30, epochs=2, max_skipped_steps=3)
+    with pytest.raises(FloatingPointError, match='4 steps had no finite loss'): pretrain(config, read_manifest(manifest), folder=place/'bad', progress=False)
+    run = Run(place/'bad')
+    assert not run.done and (~run.metrics.finite).sum() == 4
+
+
+def test_a_skipped_step_changes_nothing():
+    torch.manual_seed(0)
+    jepa = Jepa(encoder_config('toy', num_frames=4, height=32, width=32, patch_size=8), PredictorConfig(embed_dim=24, depth=2))
+    optimizer = make_optimizer(jepa)
+    masks = sample_masks([MultiBlock()], jepa.encoder.config.grid, 2, generator(0))
+    before = [p.clone() for p in jepa.parameters()]
+    result = train_step(jepa, optimizer, torch.full((2, 3, 4, 32, 32), float('nan')), masks, TrainConfig().plan(10).at(0))
+    assert not result.finite and not optimizer.state
+    assert all(a.equal(b) for a, b in zip(before, jepa.parameters()))
+
+
+def test_too_few_clips_is_an_error_that_says_what_to_do(place, manifest):
+    with pytest.raises(ValueError, match='less than one batch of 64; lower batch_size'): pretrain(CONFIG.replace(batch_size=64), read_manifest(manifest), folder=place/'few', progress=False)
+
+
+def test_configuration_survives_json():
+    assert TrainConfig.from_dict(json.loads(json.dumps(CONFIG.to_dict()))) == CONFIG
