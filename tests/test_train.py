@@ -101,3 +101,19 @@ def test_too_few_clips_is_an_error_that_says_what_to_do(place, manifest):
 
 def test_configuration_survives_json():
     assert TrainConfig.from_dict(json.loads(json.dumps(CONFIG.to_dict()))) == CONFIG
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_curve_of_one(place, manifest):
+    config = CONFIG.replace(epochs=2)
+    script = SCRIPT.replace('config = TrainConfig.from_dict(json.loads(sys.argv[1]))', f'config = TrainConfig.from_dict(json.loads({json.dumps(json.dumps(config.to_dict()))!s}))')
+    (place/'two.py').write_text(script)
+    settings = place/'float32.ini'
+    settings.write_text((place/'settings.ini').read_text() + 'precision = float32\ndevice = cpu\n')
+    env = {**os.environ, 'JEPA_SETTINGS': str(settings), 'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1'}
+    run = lambda folder, *launcher: subprocess.run([sys.executable, *launcher, str(place/'two.py'), '-', str(manifest), str(place/folder)], env=env, capture_output=True, text=True, timeout=200)
+    for folder, launcher in [('one', ()), ('two', ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2'))]:
+        done = run(folder, *launcher)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (Run(place/name).metrics.loss for name in ('one', 'two'))
+    assert len(one) == 12 and np.allclose(one, two, rtol=1e-5)
