@@ -1,10 +1,10 @@
 """The command line: help for a newcomer, one clear line for a mistake, exit statuses that scripts can trust."""
-import os, subprocess, sys
+import json, os, subprocess, sys
 from pathlib import Path
-import nbformat, pytest
+import nbformat, pandas as pd, pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from typer.testing import CliRunner
-from jepa.cli import app, parameters
+from jepa.cli import app, option_changes, parameters, with_changes
 
 cli = CliRunner()
 
@@ -16,7 +16,7 @@ def test_help_says_what_to_do_next():
 
 
 def test_every_command_has_help():
-    for command in (['doctor'], ['reports'], ['reports', 'run'], ['reports', 'list'], ['reports', 'index'], ['actions', 'make'], ['bench']):
+    for command in (['doctor'], ['reports'], ['reports', 'run'], ['reports', 'list'], ['reports', 'index'], ['actions', 'make'], ['pretrain'], ['probe'], ['bench']):
         shown = cli.invoke(app, [*command, '--help'])
         assert shown.exit_code == 0 and 'Usage' in shown.stdout
 
@@ -48,6 +48,16 @@ def test_bad_settings_are_one_line(tmp_path, monkeypatch):
 
 def test_parameters():
     assert parameters(['a=1', 'b=1e-3', 'c=text', 'd=[1, 2]', 'e=a=b', 'f=']) == dict(a=1, b=1e-3, c='text', d=[1, 2], e='a=b', f='')
+    assert parameters(['a.b=1']) == {'a.b': 1}
+    for pair in ('a.=1', '.a=1', '=1', 'a b=1'):
+        with pytest.raises(ValueError, match='name=value'): parameters([pair])
+
+
+def test_short_options_are_train_config():
+    from jepa.train import TrainConfig, train_config
+    given = dict(num_frames=8, stride=2, pixels=64, patch_size=8, flip=False, epochs=3, batch_size=4, seed=5)
+    assert with_changes(TrainConfig(), option_changes('micro', **given)) == train_config('micro', **given)
+    assert with_changes(TrainConfig(), option_changes()) == TrainConfig() == train_config()
 
 
 def test_a_failed_report_is_status_1(tmp_path, monkeypatch):
@@ -57,3 +67,84 @@ def test_a_failed_report_is_status_1(tmp_path, monkeypatch):
     shown = cli.invoke(app, ['reports', 'run', '--tier', 'quick', '--out', str(tmp_path/'out')])
     assert shown.exit_code == 1 and '1 failed' in shown.stdout and (tmp_path/'out'/'index.html').as_uri() in shown.stdout
     assert 'ZeroDivisionError' in shown.stderr
+
+
+SMALL = '--size toy --num-frames 4 --stride 2 --pixels 32 --patch-size 8 --epochs 1 --batch-size 4 --set predictor.embed_dim=24 --set predictor.depth=1'.split()
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    "Settings, videos and a finished run"
+    from jepa.actions import ActionsConfig, make_actions
+    folder = tmp_path_factory.mktemp('cli')
+    (folder/'settings.ini').write_text('[paths]\nruns = runs\ncache = cache\n[compute]\nthreads = 1\nworkers = 0\n')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('JEPA_SETTINGS', str(folder/'settings.ini'))
+        videos = make_actions(ActionsConfig(classes=('move_right', 'grow'), train=4, val=3, size=48, num_frames=16), folder, workers=1, progress=False)
+        made = cli.invoke(app, ['pretrain', str(videos), *SMALL])
+        assert made.exit_code == 0, made.output
+        [run] = (folder/'runs').glob('pretrain-*')
+        yield folder, videos, run
+
+
+def test_pretrain_says_where_and_the_same_command_opens_it(place):
+    folder, videos, run = place
+    again = cli.invoke(app, ['pretrain', str(videos), *SMALL])
+    assert again.exit_code == 0 and f'(finished before): {run}' in again.stdout and 'loss_over_mean' in again.stdout
+    assert len(list((folder/'runs').glob('pretrain-*'))) == 1
+    from_file = cli.invoke(app, ['pretrain', str(videos), '--config', str(run/'config.json')])
+    assert f'(finished before): {run}' in from_file.stdout
+
+
+def test_pretrain_takes_the_training_split_alone(place):
+    assert len(pd.read_csv(place[1]).query('split == "train"')) == 8
+    assert '8 videos' in cli.invoke(app, ['pretrain', str(place[1]), *SMALL]).stdout
+
+
+def test_a_run_that_was_stopped_is_continued(place):
+    folder, videos, run = place
+    (run/'done.json').rename(run/'aside')
+    shown = cli.invoke(app, ['pretrain', str(videos), *SMALL])
+    assert shown.exit_code == 0 and f'(continued): {run}' in shown.stdout and (run/'done.json').exists()
+
+
+def test_probe_has_its_control_and_writes_what_it_found(place):
+    folder, videos, run = place
+    shown = cli.invoke(app, ['probe', str(run), str(videos), '--kind', 'linear', '--epochs', '2', '--copies', '1', '--out', str(folder/'probed')])
+    assert shown.exit_code == 0, shown.output
+    for word in ('pretrained', 'untrained', 'difference', 'n=6', 'chance 50.0 %'): assert word in shown.stdout
+    accuracy, per_class, predictions = (pd.read_csv(folder/'probed'/f'{name}.csv') for name in ('accuracy', 'per_class', 'predictions'))
+    for name, rows in predictions.groupby('encoder'):
+        right = (rows.true == rows.predicted).sum()
+        assert right == accuracy.set_index('encoder').right[name] == per_class[per_class.encoder == name].right.sum() and len(rows) == 6
+    assert (folder/'probed'/'confusion.png').read_bytes()[:4] == b'\x89PNG'
+    assert set(json.loads((folder/'probed'/'probe.json').read_text())['accuracy']) == {'pretrained', 'untrained'}
+
+
+def test_probe_with_two_manifests_of_other_label_orders(place):
+    folder, videos, run = place
+    table = pd.read_csv(videos)
+    for split in ('train', 'val'):
+        part = table[table.split == split].drop(columns=['split', 'group'])
+        part.assign(label=part.label if split == 'train' else 1 - part.label).to_csv(Path(videos).parent/f'{split}_only.csv', index=False)
+    words = ['--kind', 'knn', '--copies', '0', '--set', 'neighbours=3']
+    apart = cli.invoke(app, ['probe', str(run/'checkpoint.pt'), '--train', str(Path(videos).parent/'train_only.csv'), '--val', str(Path(videos).parent/'val_only.csv'), *words])
+    together = cli.invoke(app, ['probe', str(run), str(videos), *words])
+    assert apart.exit_code == together.exit_code == 0, apart.output + together.output
+    assert apart.stdout.splitlines()[:3] == together.stdout.splitlines()[:3]
+
+
+@pytest.mark.parametrize('words, hint', [(['pretrain', 'VIDEOS', '--size', 'tinny'], 'tiny'), (['pretrain', 'VIDEOS', '--set', 'predictor.dept=2'], 'depth'), (['pretrain', 'nowhere'], 'nowhere'),
+    (['pretrain', 'VIDEOS', '--pixels', '225'], 'use 224'), (['pretrain', 'VIDEOS', '--split', 'trian'], 'train'), (['pretrain', 'VIDEOS', '--config', 'VIDEOS'], 'is not JSON'),
+    (['pretrain', 'VIDEOS', '--out', 'RUN'], 'another experiment'), (['pretrain', 'VIDEOS', '--batch-size', '100', *SMALL[:-6]], 'lower batch_size'),
+    (['probe', 'nowhere', 'VIDEOS'], 'no such checkpoint'), (['probe', 'VIDEOS', 'VIDEOS'], 'not a training file'), (['probe', 'RUN'], '--train'),
+    (['probe', 'RUN', 'VIDEOS', '--kind', 'liner'], 'linear'), (['probe', 'RUN', '--train', 'VIDEOS', '--val', 'TRAIN'], 'in train and in val'),
+    (['probe', 'RUN', 'UNLABELLED'], 'no label'), (['probe', 'RUN', 'TRAIN'], 'no splits, but no train')])
+def test_mistakes_of_pretrain_and_probe(place, words, hint):
+    folder, videos, run = place
+    table = pd.read_csv(videos)
+    table[table.split == 'train'].drop(columns='split').to_csv(videos.parent/'train.csv', index=False)
+    table.assign(label=-1, class_name='').to_csv(videos.parent/'unlabelled.csv', index=False)
+    paths = dict(VIDEOS=videos, RUN=run, TRAIN=videos.parent/'train.csv', UNLABELLED=videos.parent/'unlabelled.csv')
+    shown = cli.invoke(app, [str(paths.get(w, w)) for w in words])
+    assert shown.exit_code == 2 and hint in shown.stderr and len(shown.stderr.strip().splitlines()) == 1, shown.output
