@@ -1,7 +1,7 @@
 # Two commands matter: `make reports` and `make test`. Both make .venv by themselves.
 PYTHON ?= python3
 BIN := .venv/bin
-TIER ?= $(shell sed -n 's/^tier *= *//p' settings.ini)
+TIER ?= # of settings.ini
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reports test lab bench notebooks export readme clean distclean
@@ -20,7 +20,7 @@ help: ## show this list
 setup: .venv/.done ## make .venv with the pinned versions
 
 reports: .venv/.done ## make every report (TIER=quick, standard or paper) and say where the index is
-	@$(BIN)/jepa reports run --tier $(TIER)
+	@$(BIN)/jepa reports run $(if $(strip $(TIER)),--tier $(strip $(TIER)))
 
 test: .venv/.done ## run everything that CI runs
 	$(BIN)/python tests/checks.py
