@@ -164,7 +164,7 @@ def stored_config(file:Path): # `TrainConfig`
     if not isinstance(found, dict): raise TypeError(f'{file} must hold fields of TrainConfig, not {type(found).__name__}')
     return TrainConfig.from_dict(found['config'] if isinstance(found.get('config'), dict) else found)
 
-# %% ../nbs/15_cli.ipynb #17ce8f80
+# %% ../nbs/15_cli.ipynb #b381146f
 Values = Annotated[Optional[list[str]], typer.Option('--set', metavar='NAME=VALUE', help='Any field of the configuration, such as predictor.depth=6; may be repeated.')]
 Layout = Annotated[str, typer.Option(help='How the videos lie: list, csv, tree, ssv2, plain or file; found out by default.')]
 Seed = Annotated[Optional[int], typer.Option(help='Seed of everything random; 0 by default.')]
@@ -197,7 +197,8 @@ def pretrain(
     manifest = read_manifest(videos, layout)
     if split or 'train' in set(manifest.table.split): manifest = manifest.split(split or 'train')
     run = Run(out or run_folder(wanted, manifest))
-    word = 'finished before' if run.done else 'continued' if (run.folder/'checkpoint.pt').exists() else 'new'
+    other = (run.folder/'config.json').exists() and run.config != wanted # which `pretrain` refuses
+    word = 'another experiment' if other else 'finished before' if run.done else 'continued' if (run.folder/'checkpoint.pt').exists() else 'new'
     say(f'{len(manifest)} videos, {wanted.encoder.grid.tokens} tokens a clip, {wanted.epochs} epochs; run folder ({word}): {run.folder}')
     pretrain(wanted, manifest, run.folder, progress=sys.stderr.isatty(), on_epoch=lambda run, epoch: say(f'epoch {epoch}: mean loss {run.metrics.query("epoch == @epoch - 1").loss.mean():.4f}'))
     say(run.meters.iloc[[0, -1]].drop(columns='epoch').set_axis(['untrained', 'trained']).T.to_string(float_format='{:.4g}'.format))
