@@ -7,8 +7,8 @@ __all__ = ['StepValues', 'Plan', 'param_groups', 'make_optimizer', 'StepResult',
            'strip_prefix', 'training_state', 'load_training_state', 'encoder_config_of', 'load_encoder', 'monitor',
            'Run', 'new_jepa', 'run_folder', 'plot_run', 'make_accelerator', 'own_part', 'pretrain']
 
-# %% ../nbs/08_train.ipynb #c6595e6b
-import csv, json, math, time
+# %% ../nbs/08_train.ipynb #f2680ee7
+import json, math, pickle, time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -173,7 +173,7 @@ def load_training_state(
         getattr(jepa, part).load_state_dict(strip_prefix(state[part]))
     if optimizer is not None: optimizer.load_state_dict(state['opt'])
 
-# %% ../nbs/08_train.ipynb #65c931fa
+# %% ../nbs/08_train.ipynb #bb79059c
 def encoder_config_of(
     state:dict,       # an encoder's tensors by name, without prefixes
     num_frames:int=16 # that it was trained on
@@ -196,7 +196,8 @@ def load_encoder(
 )->Encoder: # in eval mode
     "The encoder of a training file; every tensor must fit"
     if not Path(file).exists(): raise FileNotFoundError(f"no checkpoint at {file}")
-    state = torch.load(file, map_location='cpu', weights_only=True, mmap=True)
+    try: state = torch.load(file, map_location='cpu', weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError) as e: raise ValueError(f'{file} cannot be read as a checkpoint of tensors: {str(e).splitlines()[0]}') from None
     if part not in state: raise KeyError(f"{file} has no '{part}'; it has {', '.join(map(str, state))}")
     tensors = strip_prefix(state[part])
     stored = state['config']['encoder'] if isinstance(state.get('config'), dict) else None
@@ -306,7 +307,7 @@ def _save(run:Run, jepa, optimizer, config, rows, meter_rows, epoch, step):
         with write_beside(run.folder/'loss.png') as temporary: fig.savefig(temporary, format='png')
         plt.close(fig)
 
-# %% ../nbs/08_train.ipynb #28ca065c
+# %% ../nbs/08_train.ipynb #895dbe61
 def pretrain(
     config:TrainConfig, manifest:Manifest,
     folder=None,          # the run folder; by default named by configuration and data, under `settings.runs`
@@ -321,11 +322,11 @@ def pretrain(
         stored = json.loads((run.folder/'config.json').read_text())
         if short_hash(stored) != short_hash(identity): raise ValueError(f'{run.folder} holds another experiment: {_difference(stored, identity)}; choose another folder')
     if run.done: return run
-    write_json(run.folder/'config.json', identity)
     cache = build_cache(manifest, config.clip, progress=progress)
     clips = Clips(manifest, config.clip, config.augment, cache=cache, seed=config.seed)
     steps_per_epoch = len(clips)//config.batch_size
     if not steps_per_epoch: raise ValueError(f'{len(clips)} readable clips are less than one batch of {config.batch_size}; lower batch_size or add videos')
+    write_json(run.folder/'config.json', identity)
     watched = Clips(manifest.select(n=min(config.monitor_clips, len(manifest)), seed=0), config.clip.replace(segments=1), config.augment.replace(train=False), seed=0,
                     cache=build_cache(manifest.select(n=min(config.monitor_clips, len(manifest)), seed=0), config.clip.replace(segments=1), progress=progress))
     _loop(run, config, clips, watched, config.plan(steps_per_epoch), steps_per_epoch, save_seconds, on_epoch, progress)

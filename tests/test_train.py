@@ -97,6 +97,13 @@ def test_a_skipped_step_changes_nothing():
 
 def test_too_few_clips_is_an_error_that_says_what_to_do(place, manifest):
     with pytest.raises(ValueError, match='less than one batch of 64; lower batch_size'): pretrain(CONFIG.replace(batch_size=64), read_manifest(manifest), folder=place/'few', progress=False)
+    assert pretrain(CONFIG.replace(batch_size=24, epochs=1), read_manifest(manifest), folder=place/'few', progress=False).done
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
+    (tmp_path/'x.pt').write_text('no tensors')
+    with pytest.raises(ValueError, match='x.pt cannot be read as a checkpoint'): load_encoder(tmp_path/'x.pt')
+    with pytest.raises(FileNotFoundError, match='y.pt'): load_encoder(tmp_path/'y.pt')
 
 
 def test_configuration_survives_json():

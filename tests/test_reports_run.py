@@ -1,0 +1,46 @@
+"""Both reports from a video file to the page, at the smallest size; and Table 2's ViT-L columns from a file in V-JEPA's layout"""
+import json, os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from jepa.core import repo_root
+from jepa.report import run_reports
+
+SMALL = dict(videos=8, epochs=1, num_frames=4, stride=8, pixels=32, patch_size=8, predictor_dim=24, predictor_depth=1, video_pixels=36, monitor_clips=8, batch_size=4)
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('reports')
+    (folder/'settings.ini').write_text(f'[paths]\ndata = {folder}/data\ncache = {folder}/cache\nruns = {folder}/runs\nresults = {folder}/results\n')
+    os.environ['JEPA_SETTINGS'] = str(folder/'settings.ini')
+    yield folder
+    del os.environ['JEPA_SETTINGS']
+
+
+def vjepa_file(place):
+    golden = torch.load(repo_root(Path(__file__).parent)/'tests/golden/vjepa1_uniform.pt', weights_only=True)
+    file = place/'vjepa.pth.tar'
+    torch.save(golden['checkpoint'], file)
+    return file
+
+
+@pytest.mark.slow
+def test_both_reports_from_videos_to_a_page(place):
+    tab2 = dict(SMALL, copies=1, scratch_epochs=1, shrink=12, vjepa_checkpoint=str(vjepa_file(place)))
+    for name, params in [('nano_fig1_pretraining', SMALL), ('nano_tab2_videos', tab2)]:
+        [outcome] = run_reports([name], 'quick', params, progress=False)
+        assert outcome.status == 'made', outcome.why
+        record = json.loads((place/f'results/quick/{name}.json').read_text())
+        assert record['finding'] and record['figures'] and record['tables'] and record['machine']['precision']
+        for made in record['figures'] + record['tables']: assert (place/'results/quick'/made['file']).stat().st_size > 100
+        assert run_reports([name], 'quick', params, progress=False)[0].status == 'up to date'
+    table = pd.read_csv(place/'results/quick/nano_tab2_videos/controls.csv')
+    assert sorted(set(table.model)) == list('ABCDEF') and set(table.encoder) == {'pretrained', 'untrained', 'from scratch', 'V-JEPA'}
+    assert {'low', 'high', 'n', 'chance'} <= set(table.columns)
+    assert len(list((place/'runs').iterdir())) == 1 # the pretraining run is shared
+    page = (place/'results/quick/index.html').read_text()
+    assert 'Pretraining a ViT-T' in page and 'Classifying videos' in page
