@@ -1,5 +1,5 @@
 """Both reports from a video file to the page, at the smallest size; and Table 2's ViT-L columns from a file in V-JEPA's layout"""
-import json, os
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -10,15 +10,6 @@ from jepa.core import repo_root
 from jepa.report import run_reports
 
 SMALL = dict(videos=8, epochs=1, num_frames=4, stride=8, pixels=32, patch_size=8, predictor_dim=24, predictor_depth=1, video_pixels=36, monitor_clips=8, batch_size=4)
-
-
-@pytest.fixture(scope='module')
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('reports')
-    (folder/'settings.ini').write_text(f'[paths]\ndata = {folder}/data\ncache = {folder}/cache\nruns = {folder}/runs\nresults = {folder}/results\n')
-    os.environ['JEPA_SETTINGS'] = str(folder/'settings.ini')
-    yield folder
-    del os.environ['JEPA_SETTINGS']
 
 
 def vjepa_file(place):

@@ -28,15 +28,6 @@ pretrain(config, read_manifest(sys.argv[2]), folder=sys.argv[3], save_seconds=0,
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('train')
-    (folder/'settings.ini').write_text(f'[paths]\ncache = {folder}/cache\nruns = {folder}/runs\n[compute]\nthreads = 1\nworkers = 0\n')
-    os.environ['JEPA_SETTINGS'] = str(folder/'settings.ini')
-    yield folder
-    del os.environ['JEPA_SETTINGS']
-
-
-@pytest.fixture(scope='module')
 def manifest(place):
     return make_actions(ActionsConfig(classes=('move_right', 'turn_left'), train=12, val=0, size=48, num_frames=16, level='easy'), place/'data', workers=1, progress=False)
 
