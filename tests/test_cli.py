@@ -137,7 +137,7 @@ def test_probe_with_two_manifests_of_other_label_orders(place):
 @pytest.mark.parametrize('words, hint', [(['pretrain', 'VIDEOS', '--size', 'tinny'], 'tiny'), (['pretrain', 'VIDEOS', '--set', 'predictor.dept=2'], 'depth'), (['pretrain', 'nowhere'], 'nowhere'),
     (['pretrain', 'VIDEOS', '--pixels', '225'], 'use 224'), (['pretrain', 'VIDEOS', '--split', 'trian'], 'train'), (['pretrain', 'VIDEOS', '--config', 'VIDEOS'], 'is not JSON'),
     (['pretrain', 'VIDEOS', '--out', 'RUN'], 'another experiment'), (['pretrain', 'VIDEOS', '--batch-size', '100', *SMALL[:-6]], 'lower batch_size'),
-    (['probe', 'nowhere', 'VIDEOS'], 'no such checkpoint'), (['probe', 'VIDEOS', 'VIDEOS'], 'not a training file'), (['probe', 'RUN'], '--train'),
+    (['probe', 'nowhere', 'VIDEOS'], 'no such checkpoint'), (['probe', 'VIDEOS', 'VIDEOS'], 'cannot be read as a checkpoint'), (['probe', 'RUN'], '--train'),
     (['probe', 'RUN', 'VIDEOS', '--kind', 'liner'], 'linear'), (['probe', 'RUN', '--train', 'VIDEOS', '--val', 'TRAIN'], 'in train and in val'),
     (['probe', 'RUN', 'UNLABELLED'], 'no label'), (['probe', 'RUN', 'TRAIN'], 'no splits, but no train')])
 def test_mistakes_of_pretrain_and_probe(place, words, hint):
