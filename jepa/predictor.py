@@ -25,35 +25,53 @@ class PredictorConfig(Config):
     mlp_ratio: float = 4.
     num_mask_tokens: int = 2 # one for each mask of the batch
     zero_init: bool = True # mask tokens start at zero, else from a normal distribution of width 0.02
+    target_dim: int = 0    # width of the predicted features; 0: the encoder's
+    embed_hidden: int = 0  # 0: one linear map reads the context; else two with a GELU between read all levels of the encoder
+    predict_context: bool = False # the context part is mapped to the target width, too (V-JEPA 2.1)
 
 # %% ../nbs/06_predictor.ipynb #2edfd35c
 class Predictor(nn.Module):
     "Features of target tokens from those of context tokens (V-JEPA, section 3.1)"
     def __init__(self, config:PredictorConfig, encoder:EncoderConfig):
         super().__init__()
-        c = self.config = config
-        heads = c.num_heads or encoder.num_heads
-        self.predictor_pos_embed = nn.Parameter(sincos_3d(c.embed_dim, encoder.grid, encoder.uniform_power), requires_grad=False)
-        self.predictor_embed = nn.Linear(encoder.embed_dim, c.embed_dim)
+        c, self.config, self.encoder_config = config, config, encoder
+        self.num_heads = c.num_heads or encoder.num_heads
+        if encoder.positions != 'rope':
+            self.predictor_pos_embed = nn.Parameter(sincos_3d(c.embed_dim, encoder.grid, encoder.uniform_power), requires_grad=False)
+        if c.embed_hidden: self.predictor_embed = nn.Sequential(nn.Linear(len(encoder.levels)*encoder.embed_dim, c.embed_hidden), nn.GELU(), nn.Linear(c.embed_hidden, c.embed_dim))
+        else: self.predictor_embed = nn.Linear(encoder.embed_dim, c.embed_dim)
         self.mask_tokens = nn.ParameterList([nn.Parameter(torch.zeros(1, 1, c.embed_dim)) for _ in range(c.num_mask_tokens)])
-        self.predictor_blocks = make_blocks(c.embed_dim, c.depth, heads, c.mlp_ratio, encoder.norm_eps)
+        if encoder.modalities: self.img_mod_embed, self.video_mod_embed = (nn.Parameter(0.02*torch.randn(1, 1, c.embed_dim)) for _ in range(2))
+        self.predictor_blocks = make_blocks(c.embed_dim, c.depth, self.num_heads, c.mlp_ratio, encoder.norm_eps)
         self.predictor_norm = nn.LayerNorm(c.embed_dim, eps=encoder.norm_eps)
-        self.predictor_proj = nn.Linear(c.embed_dim, encoder.embed_dim)
-        for linear in (self.predictor_embed, self.predictor_proj): init_weights(linear)
+        self.predictor_proj = nn.Linear(c.embed_dim, c.target_dim or encoder.embed_dim)
+        if c.predict_context: self.predictor_proj_context = nn.Linear(c.embed_dim, c.target_dim or encoder.embed_dim)
+        for name, part in self.named_children():
+            if name.startswith(('predictor_embed', 'predictor_proj')): part.apply(init_weights)
         if not c.zero_init:
             for token in self.mask_tokens: nn.init.trunc_normal_(token, std=0.02)
+
+    def place(self, visible, hidden, ids, image=False):
+        "Give tokens their places: add positions, or make the rotation that the blocks will use"
+        if self.encoder_config.modalities:
+            kind = self.img_mod_embed if image else self.video_mod_embed
+            visible, hidden = visible + kind, hidden + kind
+        x = torch.cat([visible, hidden.expand(len(ids), ids.shape[1] - visible.shape[1], -1)], dim=1) # B, N_ctx + N_tgt, P
+        if self.encoder_config.positions == 'rope':
+            return x, rope(self.encoder_config, self.encoder_config.grid, ids, x.device, self.config.embed_dim//self.num_heads, side=0)
+        return x + gather_tokens(self.predictor_pos_embed.expand(len(ids), -1, -1), ids), None
 
     def forward(self,
         context,        # (B, N_ctx, D) features of the visible tokens
         context_ids,    # (B, N_ctx)
         target_ids,     # (B, N_tgt)
-        mask_index:int=0 # which mask token
+        mask_index:int=0, # which mask token
+        image:bool=False, # the context is of a clip of one frame (V-JEPA 2.1)
+        with_context:bool=False # also return what is predicted for the context, (B, N_ctx, D)
     ): # (B, N_tgt, D)
         "Predicted features of the target tokens"
         if mask_index >= len(self.mask_tokens): raise IndexError(f'mask_index {mask_index}, but the predictor has {len(self.mask_tokens)} mask tokens; set PredictorConfig.num_mask_tokens')
-        positions = self.predictor_pos_embed.expand(len(context), -1, -1) # B, N, P
-        visible = self.predictor_embed(context) + gather_tokens(positions, context_ids)
-        hidden = self.mask_tokens[mask_index] + gather_tokens(positions, target_ids)
-        x = torch.cat([visible, hidden], dim=1)                           # B, N_ctx + N_tgt, P
-        for block in self.predictor_blocks: x = block(x)
-        return self.predictor_proj(self.predictor_norm(x)[:, visible.shape[1]:])
+        x, rotation = self.place(self.predictor_embed(context), self.mask_tokens[mask_index], torch.cat([context_ids, target_ids], dim=1), image)
+        for block in self.predictor_blocks: x = block(x, rotation)
+        seen, hidden = self.predictor_norm(x).split([context_ids.shape[1], target_ids.shape[1]], dim=1)
+        return (self.predictor_proj(hidden), self.predictor_proj_context(seen)) if with_context else self.predictor_proj(hidden)
