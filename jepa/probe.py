@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['fingerprint', 'clips_key', 'Features', 'features', 'CrossAttention', 'CrossAttentionBlock', 'AttentivePooler',
-           'AttentiveClassifier', 'ProbeConfig', 'MeanHead', 'make_head', 'Probe', 'Evaluation', 'fit_probe',
-           'plot_curves', 'plot_confusion', 'finetune', 'paired_difference']
+           'AttentiveClassifier', 'ProbeConfig', 'MeanHead', 'make_head', 'Probe', 'Evaluation', 'decay_groups',
+           'fit_probe', 'plot_curves', 'plot_confusion', 'finetune', 'paired_difference', 'LoadedProbe', 'load_probe',
+           'probe_heads', 'save_probe']
 
 # %% ../nbs/10_probe.ipynb #5321f608
-import hashlib, json, math, time
+import hashlib, json, math
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 # %% ../nbs/10_probe.ipynb #d9822a1b
 import numpy as np
@@ -23,14 +23,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 from .core import *
 from timm.layers import Mlp
-from timm.models.vision_transformer import Block
+from safetensors.torch import save_file
 from tqdm.auto import tqdm
 import matplotlib.pyplot as plt
 from .video import *
 from .data import *
 from .masks import *
 from .encoder import *
-from .train import make_accelerator
+from .train import make_accelerator, strip_prefix
+from .checkpoint import LoadReport, count_blocks, fill, read_file, refuse_partial
 
 # %% ../nbs/10_probe.ipynb #1fd2adae
 def fingerprint(module:nn.Module) -> str:
@@ -94,11 +95,12 @@ def features(
 
 # %% ../nbs/10_probe.ipynb #776a783d
 class CrossAttention(nn.Module):
-    "Attention from queries to tokens; `output_projection` says whether `proj` is applied"
-    def __init__(self, dim:int, num_heads:int, output_projection:bool=True):
+    "Attention from queries to tokens; `output_projection` says whether `proj` is applied; None: there is none"
+    def __init__(self, dim:int, num_heads:int, output_projection:bool|None=True):
         super().__init__()
         self.num_heads, self.scale, self.output_projection = num_heads, (dim//num_heads)**-0.5, output_projection
-        self.q, self.kv, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2*dim), nn.Linear(dim, dim)
+        self.q, self.kv = nn.Linear(dim, dim), nn.Linear(dim, 2*dim)
+        if output_projection is not None: self.proj = nn.Linear(dim, dim)
 
     def forward(self, query, x): # (B, Q, D), (B, N, D) -> (B, Q, D)
         B, Q, D = query.shape
@@ -109,7 +111,7 @@ class CrossAttention(nn.Module):
 
 class CrossAttentionBlock(nn.Module):
     "Cross-attention and an MLP, each added to the query"
-    def __init__(self, dim:int, num_heads:int, mlp_ratio:float=4., output_projection:bool=True):
+    def __init__(self, dim:int, num_heads:int, mlp_ratio:float=4., output_projection:bool|None=True):
         super().__init__()
         self.norm1, self.xattn = nn.LayerNorm(dim), CrossAttention(dim, num_heads, output_projection)
         self.norm2, self.mlp = nn.LayerNorm(dim), Mlp(dim, int(dim*mlp_ratio))
@@ -120,7 +122,7 @@ class CrossAttentionBlock(nn.Module):
 
 class AttentivePooler(nn.Module):
     "One vector from all tokens: `depth - 1` self-attention blocks, then a learned query looks at them"
-    def __init__(self, dim:int, num_heads:int, depth:int=1, output_projection:bool=True):
+    def __init__(self, dim:int, num_heads:int, depth:int=1, output_projection:bool|None=True):
         super().__init__()
         self.query_tokens = nn.Parameter(torch.zeros(1, 1, dim))
         self.cross_attention_block = CrossAttentionBlock(dim, num_heads, output_projection=output_projection)
@@ -134,7 +136,7 @@ class AttentivePooler(nn.Module):
 
 class AttentiveClassifier(nn.Module):
     "V-JEPA's probe: attentive pooling, then a linear layer"
-    def __init__(self, dim:int, num_heads:int, num_classes:int, depth:int=1, output_projection:bool=True):
+    def __init__(self, dim:int, num_heads:int, num_classes:int, depth:int=1, output_projection:bool|None=True):
         super().__init__()
         self.pooler = AttentivePooler(dim, num_heads, depth, output_projection)
         self.linear = nn.Linear(dim, num_classes)
@@ -159,10 +161,10 @@ class ProbeConfig(Config):
     seed: int = 0
 
 class MeanHead(nn.Module):
-    "Normalised mean over tokens, then a linear layer or an MLP"
-    def __init__(self, dim:int, num_classes:int, hidden:int=0):
+    "Mean over tokens, normalised or not (pico-JEPA), then a linear layer or an MLP"
+    def __init__(self, dim:int, num_classes:int, hidden:int=0, norm:bool=True):
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
         self.head = Mlp(dim, hidden, num_classes) if hidden else nn.Linear(dim, num_classes)
         self.apply(init_weights)
 
@@ -234,13 +236,23 @@ class Evaluation:
 
     def __repr__(self): return f'{percent(self.right, self.n)}, chance {100*self.chance:.1f} %'
 
-# %% ../nbs/10_probe.ipynb #920cc111
+# %% ../nbs/10_probe.ipynb #6aea4c74
+def decay_groups(module:nn.Module, weight_decay:float) -> list[dict]:
+    "What is trained, in two groups: matrices decay, biases and norms do not"
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return [dict(params=[p for p in trained if p.ndim > 1], weight_decay=weight_decay), dict(params=[p for p in trained if p.ndim <= 1], weight_decay=0.)]
+
+def _epoch_row(epoch, losses, right, n, evaluation=None) -> dict:
+    "A row of `Probe.curve`"
+    row = dict(epoch=epoch + 1, train_loss=losses/n, train_right=right, train_n=n)
+    return row if evaluation is None else row | dict(val_right=evaluation.right, val_n=evaluation.n)
+
+# %% ../nbs/10_probe.ipynb #684ddeb3
 def _fit_head(config:ProbeConfig, head:nn.Module, train:Features, val:Features|None, progress:bool) -> pd.DataFrame:
     "Train a head on features; a row per epoch"
     device = machine().device
     head.to(device)
-    decayed = [p for p in head.parameters() if p.ndim > 1]
-    optimizer = torch.optim.AdamW([dict(params=decayed, weight_decay=config.weight_decay), dict(params=[p for p in head.parameters() if p.ndim <= 1], weight_decay=0.)], lr=config.lr)
+    optimizer = torch.optim.AdamW(decay_groups(head, config.weight_decay), lr=config.lr)
     total, rows, step = config.epochs*math.ceil(len(train)/config.batch_size), [], 0
     labels = torch.as_tensor(train.labels, dtype=torch.long)
     for epoch in tqdm(range(config.epochs), desc=f'{config.kind} probe', unit='epoch', disable=not progress):
@@ -254,9 +266,7 @@ def _fit_head(config:ProbeConfig, head:nn.Module, train:Features, val:Features|N
             loss = F.cross_entropy(logits, y)
             optimizer.zero_grad(); loss.backward(); optimizer.step(); step += 1
             losses += loss.item()*len(y); right += int((logits.argmax(1) == y).sum())
-        row = dict(epoch=epoch + 1, train_loss=losses/len(train), train_right=right, train_n=len(train))
-        if val is not None: e = Probe(config, head, train.classes).evaluate(val); row |= dict(val_right=e.right, val_n=e.n)
-        rows.append(row)
+        rows.append(_epoch_row(epoch, losses, right, len(train), None if val is None else Probe(config, head, train.classes).evaluate(val)))
     return pd.DataFrame(rows)
 
 def fit_probe(
@@ -326,8 +336,7 @@ def finetune(
     accelerator = make_accelerator()
     with seeded(config.seed, 'probe'): head = make_head(config, encoder.config.embed_dim, encoder.config.num_heads, len(train.manifest.classes))
     model = nn.Sequential(encoder, head).to(accelerator.device)
-    optimizer = torch.optim.AdamW([dict(params=[p for p in model.parameters() if p.requires_grad and p.ndim > 1], weight_decay=weight_decay),
-                                   dict(params=[p for p in model.parameters() if p.requires_grad and p.ndim <= 1], weight_decay=0.)], lr=lr)
+    optimizer = torch.optim.AdamW(decay_groups(model, weight_decay), lr=lr)
     per_epoch = math.ceil(len(train)/config.batch_size); total, warm = config.epochs*per_epoch, max(1, warmup_epochs*per_epoch)
     rows, step, evaluation = [], 0, None
     for epoch in tqdm(range(config.epochs), desc='fine-tuning', unit='epoch', disable=not progress):
@@ -339,10 +348,9 @@ def finetune(
             loss = F.cross_entropy(logits.float(), y)
             optimizer.zero_grad(); loss.backward(); nn.utils.clip_grad_norm_(model.parameters(), 1.); optimizer.step(); step += 1
             losses += loss.item()*len(y); right += int((logits.argmax(1) == y).sum())
-        row = dict(epoch=epoch + 1, train_loss=losses/len(train), train_right=right, train_n=len(train))
-        if val is not None and ((epoch + 1) % evaluate_every == 0 or epoch + 1 == config.epochs):
-            evaluation = _evaluate_clips(model, val, accelerator); row |= dict(val_right=evaluation.right, val_n=evaluation.n)
-        rows.append(row)
+        look = val is not None and ((epoch + 1) % evaluate_every == 0 or epoch + 1 == config.epochs)
+        if look: evaluation = _evaluate_clips(model, val, accelerator)
+        rows.append(_epoch_row(epoch, losses, right, len(train), evaluation if look else None))
     return Probe(config, head.eval(), train.manifest.classes, pd.DataFrame(rows), encoder=encoder.eval()), evaluation
 
 @torch.no_grad()
@@ -368,3 +376,81 @@ def paired_difference(
     low, high = bootstrap((difference,), np.mean, n_resamples=2000, method='percentile', rng=0).confidence_interval if only_a + only_b else (0., 0.)
     p = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.
     return dict(points=round(float(100*difference.mean()), 2), low=round(float(100*low), 2), high=round(float(100*high), 2), only_a=only_a, only_b=only_b, p=float(p))
+
+# %% ../nbs/10_probe.ipynb #a542a3e0
+class LoadedProbe(NamedTuple):
+    "A probe from a file"
+    layout: str             # 'vjepa1', 'nano', 'vjepa2', 'pico' or 'jepa'
+    model: nn.Module        # (B, N, D) -> (B, classes), in eval mode
+    num_classes: int
+    classes: list|None      # names, where the file has them
+    output_projection: bool|None # whether `xattn.proj` is applied; None: there is none
+    report: LoadReport
+    def __repr__(self):
+        rule = {True: 'xattn.proj is applied', False: 'xattn.proj is stored, but not applied', None: 'no xattn.proj'}[self.output_projection]
+        return f'{self.layout} probe, {self.num_classes} classes; {rule}\n{self.report!r}'
+
+def load_probe(
+    path,
+    encoder_config:EncoderConfig|None=None, # of the encoder whose tokens it reads
+    output_projection:bool|None=None # apply `xattn.proj`; by default as the layout does: not in V-JEPA 1's (names begin with `module.`), yes in nano-JEPA's
+)->LoadedProbe:
+    "Load any probe"
+    content, described = read_file(path)
+    if described.get('kind') == 'probe': return _load_own(path, content, described, encoder_config)
+    if 'classifiers' in content: layout, tensors = 'vjepa2', content['classifiers'][0]
+    elif 'classifier' in content: layout, tensors = 'vjepa1' if next(iter(content['classifier'])).startswith('module.') else 'nano', content['classifier']
+    elif 'classifier_head.weight' in content: return _load_pico(path, content, encoder_config)
+    else: raise ValueError(f"{path} has no classifier; it has {', '.join(map(str, list(content)[:4]))}, ... (encoders are for jepa.checkpoint.load_checkpoint)")
+    tensors = strip_prefix(tensors)
+    for name in ('pooler.query_tokens', 'linear.weight'):
+        if name not in tensors: raise ValueError(f"{path}: the classifier has no '{name}', so it is not attentive; it has {', '.join(list(tensors)[:4])}, ...")
+    dim, classes, stored = tensors['pooler.query_tokens'].shape[-1], len(tensors['linear.weight']), 'pooler.cross_attention_block.xattn.proj.weight' in tensors
+    if output_projection and not stored: raise ValueError(f'{path} has no xattn.proj to apply; leave output_projection out')
+    rule = (layout != 'vjepa1' if output_projection is None else output_projection) if stored else None
+    heads = probe_heads(path, dim, encoder_config)
+    return _loaded(path, layout, lambda: AttentiveClassifier(dim, heads, classes, 1 + count_blocks(tensors, 'pooler.blocks.'), rule), tensors, classes, None, rule)
+
+def _loaded(path, layout, make, tensors, num_classes, classes, rule, note=None) -> LoadedProbe:
+    report = LoadReport(notes=[note] if note else [])
+    model = fill(make, tensors, report, 'probe')
+    refuse_partial(report, path)
+    return LoadedProbe(layout, model, num_classes, classes, rule, report)
+
+def probe_heads(path, dim:int, encoder_config:EncoderConfig|None=None) -> int:
+    "Heads of a probe: the encoder's; without one, those of the published sizes of this width if they agree"
+    if encoder_config is not None:
+        if encoder_config.embed_dim != dim: raise ValueError(f'{path} reads tokens of width {dim}, but the encoder makes {encoder_config.embed_dim}')
+        return encoder_config.num_heads
+    heads = {s['num_heads'] for s in SIZES.values() if s['embed_dim'] == dim}
+    if len(heads) != 1: raise ValueError(f"{path}: the number of heads cannot be told from width {dim}; give encoder_config, the configuration of its encoder")
+    return heads.pop()
+
+def _load_pico(path, content, encoder_config):
+    "Linear layer on the mean over tokens"
+    weight = content['classifier_head.weight']
+    if encoder_config is not None: probe_heads(path, weight.shape[1], encoder_config) # the widths must agree
+    return _loaded(path, 'pico', lambda: MeanHead(weight.shape[1], len(weight), norm=False), {f'head.{k}': content[f'classifier_head.{k}'] for k in ('weight', 'bias')}, len(weight), None, None,
+                   f'the file also holds the encoder: load_checkpoint({Path(path).name!r})')
+
+# %% ../nbs/10_probe.ipynb #b81faa6c
+def save_probe(
+    path,        # ends in .safetensors
+    probe:Probe, # attentive, linear or mlp
+    **more       # what else to write down, as JSON
+)->Path:
+    "Keep a trained probe with its configuration and class names"
+    path, head = Path(path), probe.model
+    if not isinstance(head, nn.Module): raise ValueError(f"a '{probe.config.kind}' probe is scikit-learn's and has no tensors; keep it with joblib")
+    if path.suffix != '.safetensors': raise ValueError(f'{path.name}: our probes end in .safetensors')
+    dim, heads = (head.pooler.query_tokens.shape[-1], head.pooler.cross_attention_block.xattn.num_heads) if probe.config.kind == 'attentive' else (head.norm.normalized_shape[0], 0)
+    described = dict(kind='probe', config=probe.config.to_dict(), dim=dim, num_heads=heads, classes=probe.classes, more=more)
+    with write_beside(path) as temporary: save_file({n: t.detach().cpu().contiguous() for n, t in head.state_dict().items()}, temporary, metadata=dict(jepa=json.dumps(described)))
+    return path
+
+def _load_own(path, tensors, described, encoder_config):
+    "What `save_probe` wrote"
+    config, classes = ProbeConfig.from_dict(described['config']), described['classes']
+    if encoder_config is not None: probe_heads(path, described['dim'], encoder_config)
+    rule = config.output_projection if config.kind == 'attentive' else None
+    return _loaded(path, 'jepa', lambda: make_head(config, described['dim'], described['num_heads'], len(classes)), tensors, len(classes), classes, rule)
