@@ -1,0 +1,274 @@
+"""Answers for folders of videos: averages over looks, batches across videos, broken files, runs that are killed, results that do not mix."""
+import json, multiprocessing, os, signal, time
+from pathlib import Path
+import av, numpy as np, pandas as pd, pytest, torch
+from typer.testing import CliRunner
+import jepa.infer
+from jepa.core import seeded
+from jepa.data import Augment, Clips, Manifest
+from jepa.encoder import Encoder, encoder_config
+from jepa.infer import *
+from jepa.probe import AttentiveClassifier
+from jepa.video import ClipConfig, VideoError, decode_clips
+
+cli = CliRunner()
+golden = Path(__file__).parent/'golden'/'vjepa1_uniform.pt'
+how = dict(segments=3, views=3, stride=2, batch_size=4, workers=0, progress=False)
+fork = multiprocessing.get_context('fork')
+
+
+def write(path, length, height, width, seed=0):
+    "A smooth pattern that moves, as H.264"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    y, x = np.mgrid[:height, :width]/32
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('libx264', rate=25)
+        stream.height, stream.width, stream.pix_fmt = height, width, 'yuv420p'
+        for t in range(length):
+            frame = np.stack([127.5*(1 + np.sin((3 + seed)*x + 0.2*t + c)*np.cos(5*y - 0.1*t*seed)) for c in range(3)], -1).astype('uint8')
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope='module')
+def folder(place):
+    "Six videos of three shapes, and two files that are none"
+    for k, (length, height, width) in enumerate([(30, 48, 80), (12, 32, 32), (5, 64, 48), (40, 48, 48), (20, 32, 64), (25, 48, 80)]): write(place/'videos'/f'{k}.mp4', length, height, width, k)
+    (place/'videos'/'empty.mp4').touch()
+    (place/'videos'/'cut.mp4').write_bytes((place/'videos'/'0.mp4').read_bytes()[:900])
+    return place/'videos'
+
+
+def make_classifier(place, seed=0, classes='abcde'):
+    with seeded(seed, 'model'):
+        encoder = Encoder(encoder_config('toy', num_frames=4, height=32, width=32))
+        probe = AttentiveClassifier(48, 3, len(classes))
+        probe.linear.weight.data.mul_(20)
+    return Classifier(encoder, probe, classes)
+
+
+@pytest.fixture(scope='module')
+def classifier(place): return make_classifier(place)
+
+
+@pytest.fixture(scope='module')
+def whole(place, folder, classifier):
+    "An uninterrupted run"
+    return infer(classifier, video_files(folder), place/'whole'/'results.csv', **how)
+
+
+def same(a:pd.DataFrame, b:pd.DataFrame): pd.testing.assert_frame_equal(a, b, atol=0.01) # in bfloat16, too
+
+
+def test_names():
+    assert len(class_names('kinetics400')) == 400 and class_names('kinetics400')[0] == 'abseiling' and len(class_names('imagenet')) == 1000
+    with pytest.raises(FileNotFoundError, match="did you mean 'imagenet'"): class_names('image-net')
+
+
+def test_a_missing_name_names_its_line(tmp_path):
+    (tmp_path/'names.txt').write_text('cat\n\ndog\n\n')
+    with pytest.raises(ValueError, match='line 2'): class_names(tmp_path/'names.txt')
+    (tmp_path/'names.txt').write_text('\ufeffcat\n dog \n\n')
+    assert class_names(tmp_path/'names.txt') == ['cat', 'dog']
+
+
+def test_looks_stand_for_all_segments_and_crops(folder, classifier):
+    clip = classifier.clip(8, 3, 2)
+    for name, expected in (('0.mp4', 24), ('1.mp4', 6), ('2.mp4', 3), ('3.mp4', 8)): # wide; short and square; shorter than a clip, and tall; square
+        frames, _ = decode_clips(folder/name, clip)
+        seen = list(looks(frames, clip))
+        assert len(seen) == expected and sum(weight for _, weight in seen) == pytest.approx(1) and all(x.shape == (4, 3, 32, 32) for x, _ in seen)
+
+
+def test_answers_are_the_mean_over_all_views(folder, classifier):
+    clip = classifier.clip(8, 3, 2)
+    names = ['0.mp4', '1.mp4', '2.mp4', '3.mp4']
+    clips = Clips(Manifest(pd.DataFrame([dict(path=n, label=-1) for n in names]), folder), clip, Augment(train=False))
+    naive = [torch.cat([classifier(clips[0, i, v]['clip'][None]) for v in range(24)]).mean(0).numpy() for i in range(4)]
+    batched = [p for _, p, _ in classify(classifier, [folder/n for n in names], clip, batch_size=7, workers=0)]
+    assert np.abs(np.stack(naive) - np.stack(batched)).max() < 0.01 and np.stack(naive).std(0).max() > 0.02
+
+
+def test_batches_go_across_videos(folder, classifier):
+    sizes = []
+    def watched(clips): sizes.append(len(clips)); return classifier(clips)
+    answers = list(classify(watched, [folder/f'{k}.mp4' for k in range(6)], classifier.clip(2, 1, 2), batch_size=5, workers=0))
+    assert [Path(f).name for f, *_ in answers] == [f'{k}.mp4' for k in range(6)] and set(sizes[:-1]) == {5} and sizes[-1] <= 5
+
+
+def test_broken_files_are_listed_and_the_others_answered(whole, place):
+    assert whole.table.path.tolist() == [f'{k}.mp4' for k in range(6)]
+    skipped = pd.read_csv(place/'whole'/'skipped.csv')
+    assert sorted(skipped.path) == ['cut.mp4', 'empty.mp4'] and 'the file is empty' in skipped.reason.tolist()
+
+
+def test_tables_say_the_same(whole, place):
+    table, stored = pd.read_csv(place/'whole'/'results.csv'), json.loads((place/'whole'/'results.json').read_text())
+    assert stored['complete'] and [r['path'] for r in stored['results']] == table.path.tolist() and len(stored['skipped']) == 2
+    for (_, row), r in zip(table.iterrows(), stored['results']):
+        assert [a['probability'] for a in r['top']] == [row[f'probability_{k}'] for k in range(1, 6)] == sorted((a['probability'] for a in r['top']), reverse=True)
+        assert [a['class'] for a in r['top']] == [row[f'class_{k}'] for k in range(1, 6)] and sum(a['probability'] for a in r['top']) == pytest.approx(1, abs=1e-4)
+
+
+def sleeping(path, *job):
+    "A decoder that hangs on one file and crashes on another"
+    if Path(path).name == '1.mp4': time.sleep(60)
+    if Path(path).name == '2.mp4': os.abort()
+    return decode_clips(path, *job)
+
+
+def test_a_hanging_and_a_crashing_decoder_cost_only_their_file(folder, classifier, monkeypatch):
+    monkeypatch.setattr(jepa.infer, 'decode_clips', sleeping)
+    found = {Path(f).name: p for f, p, _ in classify(classifier, [folder/f'{k}.mp4' for k in range(5)], classifier.clip(2, 1, 2), workers=1, timeout=1)}
+    assert {name for name, p in found.items() if isinstance(p, VideoError)} == {'1.mp4', '2.mp4'} and 'given up after 1 s' in found['1.mp4'].reason and 'died' in found['2.mp4'].reason
+
+
+def ctrl_c(): raise KeyboardInterrupt
+
+
+def interrupted(classifier, at, action=ctrl_c):
+    "The same classifier, stopped in batch `at`"
+    class Stopped(Classifier):
+        calls = 0
+        def __call__(self, clips):
+            self.calls += 1
+            if self.calls == at: action()
+            return super().__call__(clips)
+    return Stopped(classifier.encoder, classifier.probe, classifier.classes)
+
+
+@pytest.mark.parametrize('at', [1, 3, 6])
+def test_a_resumed_run_equals_an_uninterrupted_one(at, folder, classifier, whole, tmp_path):
+    stopped = interrupted(classifier, at)
+    with pytest.raises(KeyboardInterrupt): infer(stopped, video_files(folder), tmp_path/'r.csv', **how)
+    before = pd.read_csv(tmp_path/'r.csv')
+    assert len(before) < 6 and not json.loads((tmp_path/'r.json').read_text())['complete']
+    asked = []
+    def watched(classifier, files, *rest): asked.extend(Path(f).name for f in files); return classify(classifier, files, *rest)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(jepa.infer, 'classify', watched)
+        resumed = infer(classifier, video_files(folder), tmp_path/'r.csv', **how)
+    assert not set(asked) & set(before.path) and sorted([*asked, *before.path]) == sorted([f'{k}.mp4' for k in range(6)] + ['cut.mp4', 'empty.mp4']) # nothing twice, nothing lost
+    same(resumed.table, whole.table)
+    assert set(resumed.skipped.path) == set(whole.skipped.path)
+
+
+def test_a_killed_process_loses_nothing_it_has_computed(folder, classifier, whole, tmp_path):
+    killed = interrupted(classifier, 4, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    process = fork.Process(target=infer, args=(killed, video_files(folder), tmp_path/'r.csv'), kwargs=how)
+    process.start(); process.join(60)
+    assert process.exitcode == -signal.SIGKILL and not (tmp_path/'r.csv').exists()
+    lines = (tmp_path/'r.jsonl').read_text().splitlines()
+    assert len(lines) > 1
+    same(infer(classifier, video_files(folder), tmp_path/'r.csv', **how).table, whole.table)
+    assert (tmp_path/'r.jsonl').read_text().splitlines()[:len(lines)] == lines
+
+
+def test_a_line_cut_off_is_computed_again(folder, classifier, whole, tmp_path):
+    infer(classifier, video_files(folder), tmp_path/'r.csv', **how)
+    journal = tmp_path/'r.jsonl'
+    for keep in (len(journal.read_bytes()) - 9, len(journal.read_bytes())//2, 20):
+        journal.write_bytes(journal.read_bytes()[:keep])
+        same(infer(classifier, video_files(folder), tmp_path/'r.csv', **how).table, whole.table)
+
+
+def test_a_finished_run_computes_nothing_and_tries_skipped_files_again(folder, classifier, whole, tmp_path):
+    for p in folder.glob('*.mp4'): (tmp_path/p.name).write_bytes(p.read_bytes())
+    infer(classifier, video_files(tmp_path), tmp_path/'r.csv', **how)
+    again = interrupted(classifier, 1)
+    infer(again, video_files(tmp_path), tmp_path/'r.csv', **how)
+    assert again.calls == 0
+    (tmp_path/'empty.mp4').write_bytes((tmp_path/'3.mp4').read_bytes()) # mended
+    (tmp_path/'1.mp4').write_bytes((tmp_path/'0.mp4').read_bytes())     # another video under the same name
+    mended = infer(classifier, video_files(tmp_path), tmp_path/'r.csv', **how)
+    answers = mended.table.set_index('path').filter(like='probability')
+    assert mended.skipped.path.tolist() == ['cut.mp4'] and len(answers) == 7
+    np.testing.assert_allclose(answers.loc['1.mp4'], answers.loc['0.mp4'], atol=0.01)
+    np.testing.assert_allclose(answers.loc['empty.mp4'], answers.loc['3.mp4'], atol=0.01)
+
+
+def test_other_settings_do_not_mix(place, folder, classifier, tmp_path):
+    infer(classifier, video_files(folder/'3.mp4'), tmp_path/'r.csv', **how)
+    before = (tmp_path/'r.jsonl').read_bytes()
+    for changes, key in ((dict(segments=2), 'segments: 3, not 2'), (dict(views=1), 'views: 3'), (dict(stride=4), 'stride: 2'), (dict(top=3), 'top: 5')):
+        with pytest.raises(ValueError, match=key): infer(classifier, video_files(folder/'3.mp4'), tmp_path/'r.csv', **{**how, **changes})
+    other = make_classifier(place, seed=1)
+    for model, key in ((Classifier(other.encoder, classifier.probe, 'abcde'), 'encoder'), (Classifier(classifier.encoder, other.probe, 'abcde'), 'probe'), (Classifier(classifier.encoder, classifier.probe, 'abcdf'), 'classes')):
+        with pytest.raises(ValueError, match=f'made with {key}'): infer(model, video_files(folder/'3.mp4'), tmp_path/'r.csv', **how)
+    (tmp_path/'elsewhere').mkdir()
+    (tmp_path/'elsewhere'/'3.mp4').write_bytes((folder/'3.mp4').read_bytes())
+    with pytest.raises(ValueError, match='made with videos'): infer(classifier, video_files(tmp_path/'elsewhere'), tmp_path/'r.csv', **how)
+    assert (tmp_path/'r.jsonl').read_bytes() == before
+
+
+def test_files_of_others_are_left_alone(tmp_path):
+    (tmp_path/'table.csv').write_text('my own table')
+    with pytest.raises(FileExistsError, match='journal'): Results(tmp_path/'table.csv', {})
+    (tmp_path/'notes.jsonl').write_text('my own notes\n')
+    with pytest.raises(ValueError, match='no journal'): Results(tmp_path/'notes.csv', {})
+    (tmp_path/'rows.jsonl').write_text('{"a": 1}\n')
+    with pytest.raises(ValueError, match='made with segments: None'): Results(tmp_path/'rows.csv', dict(segments=3))
+    with pytest.raises(ValueError, match='ends in .csv'): Results(tmp_path/'results.json', {})
+    assert (tmp_path/'table.csv').read_text() == 'my own table' and (tmp_path/'notes.jsonl').read_text() == 'my own notes\n' and (tmp_path/'rows.jsonl').read_text() == '{"a": 1}\n'
+
+
+def test_one_process_writes(tmp_path):
+    def second():
+        try: Results(tmp_path/'r.csv', {}).close()
+        except ValueError as e: os._exit(7 if 'another process' in str(e) else 8)
+    held = Results(tmp_path/'r.csv', {})
+    for expected in (7, 0):
+        process = fork.Process(target=second); process.start(); process.join(30)
+        assert process.exitcode == expected
+        held.close()
+
+
+def test_lists_need_no_labels(tmp_path, folder):
+    paths = ['a.mp4', 'with space.mp4', str(folder/'0.mp4')]
+    (tmp_path/'list.txt').write_text('\n'.join(paths) + '\n')
+    assert video_files(tmp_path/'list.txt').table.path.tolist() == paths
+    (tmp_path/'labelled.txt').write_text('a.mp4 3\nb.mp4 0\n')
+    assert video_files(tmp_path/'labelled.txt').table.label.tolist() == [3, 0]
+    write(tmp_path/'deep'/'er'/'x.mp4', 3, 32, 32); write(tmp_path/'deep'/'y.mp4', 3, 32, 32)
+    assert video_files(tmp_path/'deep').table.path.tolist() == ['er/x.mp4', 'y.mp4']
+
+
+@pytest.fixture(scope='module')
+def files(place):
+    "Encoder and probe of a golden file, each in its own V-JEPA 1 file"
+    stored = torch.load(golden, weights_only=True)
+    torch.save(stored['checkpoint'], place/'encoder.pt')
+    torch.save(dict(classifier=stored['probe']['classifier']), place/'probe.pt')
+    (place/'names.txt').write_text('\n'.join(f'class {k}' for k in range(7)))
+    return ['--encoder', str(place/'encoder.pt'), '--probe', str(place/'probe.pt')]
+
+
+def ask(*words):
+    from jepa.cli import app
+    return cli.invoke(app, ['infer', *map(str, words)])
+
+
+def test_command_line(place, folder, files, tmp_path):
+    options = ['--segments', 2, '--classes', place/'names.txt', '--top', 2, '--out', tmp_path/'r.csv', '--sheet', tmp_path/'sheet.png']
+    shown = ask('--videos', folder, *files, *options)
+    assert shown.exit_code == 3 and 'xattn.proj: stored, not applied' in shown.stdout and '2 skipped' in shown.stdout and 'skipped.csv' in shown.stdout
+    table = pd.read_csv(tmp_path/'r.csv')
+    assert len(table) == 6 and table.class_1.str.startswith('class ').all() and 'class_3' not in table and (tmp_path/'sheet.png').stat().st_size > 5000
+    shown = ask('--videos', folder/'0.mp4', *files, '--segments', 2, '--output-projection', '--out', tmp_path/'good.csv')
+    assert shown.exit_code == 0 and 'xattn.proj: applied' in shown.stdout
+    shown = ask('--videos', folder, *files, *options[2:], '--segments', 3)
+    assert shown.exit_code == 2 and 'segments: 2, not 3' in shown.stderr
+
+
+@pytest.mark.parametrize('words, hint', [(['--videos', 'nowhere'], 'nowhere'), (['--classes', 'kinetics400'], '400 class names'), (['--classes', 'kinetics'], 'kinetics400'), (['--views', '2'], 'views'), (['--out', 'results.txt'], '.csv'),
+                                         (['--encoder', 'lost.pt'], 'lost.pt'), (['--set', 'num_head=3'], 'num_heads')])
+def test_a_mistake_is_one_line_and_status_2(words, hint, folder, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = ask('--videos', folder, *files, *words)
+    assert shown.exit_code == 2 and hint in shown.stderr and len(shown.stderr.strip().splitlines()) == 1 and not (tmp_path/'results.jsonl').exists()
+
+
+def test_ctrl_c_says_how_to_go_on(folder, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(Classifier, '__call__', lambda *_: ctrl_c())
+    shown = ask('--videos', folder, *files, '--out', tmp_path/'r.csv')
+    assert shown.exit_code == 130 and 'the same command' in shown.stderr and (tmp_path/'r.csv').exists()
