@@ -56,7 +56,7 @@ class Manifest:
         splits = ', '.join(f"{n} {name or 'without a split'}" for name, n in Counter(self.table.split).items())
         return f'Manifest: {len(self)} files ({splits}), {len(self.classes)} classes'
     def file(self, i:int) -> Path: return self.root/self.table.path[i]
-    def where(self, rows): return Manifest(self.table.loc[rows], self.root, self.classes) # `rows`: a boolean mask or row numbers
+    def where(self, rows): return type(self)(self.table.loc[rows], self.root, self.classes) # `rows`: a boolean mask or row numbers
 
 # %% ../nbs/03_data.ipynb #914d6527
 def _size(path):
@@ -118,7 +118,7 @@ def relabel(self:Manifest) -> Manifest:
     "Labels 0, 1, ... for the classes that are left"
     names = [name for name in self.classes if name in set(self.table.class_name)]
     label = {name: i for i, name in enumerate(names)}
-    return Manifest(self.table.assign(label=[label.get(name, -1) for name in self.table.class_name]), self.root, names)
+    return type(self)(self.table.assign(label=[label.get(name, -1) for name in self.table.class_name]), self.root, names)
 
 # %% ../nbs/03_data.ipynb #92ec43a7
 def _bad(file, line, what): return ValueError(f'{file}, line {line}: {what}')
@@ -181,11 +181,15 @@ def _label_rows(rows, file):
         else: yield line, {**row, 'class_name': row['label'], 'label': names.index(row['label'])}
 
 # %% ../nbs/03_data.ipynb #088d548e
-split_names = dict(train='train', training='train', val='val', valid='val', validation='val', test='test', testing='test')
+split_names = dict(train='train', training='train', val='val', valid='val', validation='val', validate='val', test='test', testing='test')
 
 def media_files(folder) -> list[Path]: # sorted
     "All video and image files under a folder"
-    return sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() in video_suffixes + image_suffixes and not any(part.startswith('.') for part in p.relative_to(folder).parts))
+    found, suffixes = [], video_suffixes + image_suffixes
+    for above, folders, names in os.walk(folder):
+        folders[:] = [f for f in folders if not f.startswith('.')]
+        found += [os.path.join(above, n) for n in names if not n.startswith('.') and os.path.splitext(n)[1].lower() in suffixes]
+    return sorted(map(Path, found))
 
 def _read_tree(root):
     "Rows of a class-per-folder tree, and the class names"
@@ -224,6 +228,29 @@ def _official_splits(root, number):
         for file in sorted(folder.glob(f'*_test_split{number}.txt')): found.update(_hmdb_lines(file))
     return found
 
+def _kinetics_lists(root):
+    "Official lists (`label,youtube_id,time_start,time_end,split`) in a folder or its `annotations`"
+    def header(file):
+        with open(file, encoding='utf-8-sig', errors='replace') as f: return f.readline()
+    return [f for f in sorted([*root.glob('*.csv'), *root.glob('annotations/*.csv')]) if 'youtube_id' in header(f)]
+
+def _read_kinetics(root):
+    "Rows of Kinetics in flat folders, the class of each file from the official lists"
+    where, listed = {p.stem: p.relative_to(root).as_posix() for p in media_files(root)}, {}
+    for file in _kinetics_lists(root):
+        reader = csv.DictReader(_text(file))
+        for name in ('youtube_id', 'time_start', 'time_end'):
+            if name not in reader.fieldnames: raise _bad(file, 1, f"no column '{name}' among {', '.join(reader.fieldnames)}")
+        for line in reader:
+            try: stem = f"{line['youtube_id']}_{int(float(line['time_start'])):06d}_{int(float(line['time_end'])):06d}"
+            except (TypeError, ValueError): raise _bad(file, reader.line_num, f"time_start '{line['time_start']}' or time_end '{line['time_end']}' is not a number of seconds") from None
+            listed.setdefault(stem, (line.get('label') or '', split_names.get((line.get('split') or file.stem).lower(), '')))
+    rows = [dict(path=where.get(stem, f'{split}/{stem}.mp4'), class_name=name, split=split) for stem, (name, split) in listed.items()]
+    rows += [dict(path=path, class_name='', split='') for stem, path in where.items() if stem not in listed]
+    classes = sorted({row['class_name'] for row in rows} - {''})
+    number = {name: i for i, name in enumerate(classes)}
+    return [{**row, 'label': number.get(row['class_name'], -1)} for row in rows], classes
+
 def group_of(
     path,             # a file
     class_name:str='' # its class
@@ -260,7 +287,7 @@ def _read_ssv2(root):
     return rows, sorted(number, key=number.get)
 
 # %% ../nbs/03_data.ipynb #b51047d1
-layouts = ('auto', 'list', 'csv', 'tree', 'ssv2', 'plain', 'file')
+layouts = ('auto', 'list', 'csv', 'tree', 'kinetics', 'ssv2', 'shards', 'plain', 'file')
 
 def _layout(path):
     "Which layout a file or folder has"
@@ -269,6 +296,8 @@ def _layout(path):
         head = next((line for line in _text(path) if line.strip()), '')
         return 'csv' if re.search(r'(^|,)\s*(path|video_name)\s*(,|$)', head) and ',' in head else 'list'
     if list(path.glob('*train.json')) + list(path.glob('labels/*train.json')) + list(path.glob('*validation.json')) + list(path.glob('labels/*validation.json')): return 'ssv2'
+    if (path/'index.csv').exists() and (path/'shards.json').exists(): return 'shards'
+    if _kinetics_lists(path): return 'kinetics'
     media = media_files(path)
     if not media: raise FileNotFoundError(f'{path}: no video or image files in this folder')
     direct = [p for p in media if p.parent == path]
@@ -287,8 +316,11 @@ def read_manifest(
     if layout not in layouts: raise ValueError(f"layout '{layout}': {nearest(layout, layouts)}")
     if not path.exists(): raise FileNotFoundError(f'{path}: there is no such file or folder')
     layout, classes, default = _layout(path) if layout == 'auto' else layout, None, split if isinstance(split, str) else ''
+    if layout == 'shards':
+        from jepa._shards import read_shards
+        return read_shards(path)
     if layout in ('list', 'csv'): rows, root = (_read_list if layout == 'list' else _read_csv)(path), Path(root or path.parent)
-    elif layout == 'ssv2': (rows, classes), root = _read_ssv2(path), path
+    elif layout in ('ssv2', 'kinetics'): (rows, classes), root = (_read_ssv2 if layout == 'ssv2' else _read_kinetics)(path), path
     elif layout == 'tree':
         (rows, classes), root = _read_tree(path), path
         official = _official_splits(path, split if isinstance(split, int) else 1)
@@ -502,15 +534,17 @@ class Clips(Dataset):
     def num_views(self) -> int: return self.clip.views if self.augment.train else self.clip.segments*self.clip.views
     def __len__(self): return len(self._files)
 
+    def _file(self, index): return contextlib.nullcontext(self.manifest.root/self._files[index])
+    def order(self, epoch, seed): return torch.randperm(len(self), generator=generator(seed, 'order', epoch)).tolist()
+
     def _frames(self, index, segment, name):
         "uint8 (T, H, W, 3) of one segment, or of one drawn by `name`"
         rng = generator(*name, 'place')
         if self.cache is not None:
             if segment is None: segment = torch.randint(self.clip.segments, (), generator=rng).item()
             return self.cache[self._files[index]][segment]
-        file, threads = self.manifest.root/self._files[index], 1 if get_worker_info() else 0
-        if segment is None: return decode_clips(file, self.clip.replace(segments=1), self.decoder, rng, threads)[0][0]
-        return decode_clips(file, self.clip, self.decoder, threads=threads, segment=segment)[0][0]
+        threads, clip = 1 if get_worker_info() else 0, self.clip.replace(segments=1) if segment is None else self.clip
+        with self._file(index) as file: return decode_clips(file, clip, self.decoder, rng if segment is None else None, threads, segment)[0][0]
 
     def __getitem__(self, name):
         epoch, index, view = name if isinstance(name, tuple) else (0, int(name), 0)
@@ -520,6 +554,11 @@ class Clips(Dataset):
         frames = self._frames(index, segment, name)
         with seeded(*name): clip = self.augment(frames, self.clip.size, crop, self.clip.views)
         return dict(clip=clip, label=self._labels[index], index=index)
+
+@patch
+def clips(self:Manifest, clip:ClipConfig, augment:Augment=Augment(), seed:int=0, progress:bool=True)->Clips:
+    "Clips of these files, decoded once into the cache"
+    return Clips(self, clip, augment, build_cache(self, clip, progress=progress), seed)
 
 # %% ../nbs/03_data.ipynb #ef394fad
 def loader(
@@ -534,7 +573,7 @@ def loader(
     all_views:bool=False  # every view of every clip, one after the other, not view 0 alone
 )->DataLoader: # batches of dict(clip (B, 3, T, H, W), label (B,), index (B,))
     "Batches whose content depends on `(seed, epoch)` alone"
-    order = torch.randperm(len(clips), generator=generator(seed, 'order', epoch)).tolist() if shuffle else range(len(clips))
+    order = clips.order(epoch, seed) if shuffle else range(len(clips))
     names = [(epoch, index, view) for index in order for view in range(clips.num_views if all_views else 1)]
     batches = [names[k:k + batch_size] for k in range(0, len(names), batch_size)]
     if (shuffle if drop_last is None else drop_last) and batches and len(batches[-1]) < batch_size: batches.pop()
