@@ -1,15 +1,16 @@
-"""Reference numbers of V-JEPA 1, to 1e-5 of the largest value, through the functions that training itself uses"""
+"""Reference numbers of every published layout, to 1e-5 of the largest value; V-JEPA 1 through the functions that training itself uses, too"""
 from pathlib import Path
 
 import pytest
 import torch
 
+from jepa.checkpoint import load_checkpoint
 from jepa.core import repo_root
 from jepa.encoder import EncoderConfig
 from jepa.masks import MaskPair
-from jepa.objective import Jepa
+from jepa.objective import Jepa, normalise_features
 from jepa.predictor import PredictorConfig
-from jepa.probe import AttentiveClassifier
+from jepa.probe import AttentiveClassifier, load_probe
 from jepa.train import Plan, load_training_state, make_optimizer, strip_prefix, train_step
 
 GOLDEN = repo_root(Path(__file__).parent)/'tests/golden'
@@ -102,3 +103,67 @@ def test_probe_logits(golden):
         probe = AttentiveClassifier(m['embed_dim'], m['num_heads'], p['num_classes'], output_projection=rule)
         probe.load_state_dict(strip_prefix(p['classifier']))
         with torch.no_grad(): close(probe.eval()(golden['final_target_features']), p[name])
+
+
+# other layouts, through the loaders that everybody uses
+
+def load(tmp_path, state, **hints):
+    torch.save(state, tmp_path/'checkpoint.pt')
+    return load_checkpoint(tmp_path/'checkpoint.pt', **hints)
+
+
+@torch.no_grad()
+def test_vjepa1_through_the_loader(golden, tmp_path):
+    stored, clip, masks = golden['steps'][0], golden['clips'][0].float(), list(zip(golden['steps'][0]['masks_enc'], golden['steps'][0]['masks_pred']))
+    close(normalise_features(load(tmp_path, golden['checkpoint']).encoder(clip)), stored['target'])
+    online = load_checkpoint(tmp_path/'checkpoint.pt', 'encoder')
+    for i, (seen, hidden) in enumerate(masks):
+        close(online.encoder(clip, seen.long()), stored['context'][i])
+        close(online.predictor(stored['context'][i], seen.long(), hidden.long(), i), stored['prediction'][i])
+
+
+@torch.no_grad()
+def test_vjepa2(tmp_path):
+    g = torch.load(GOLDEN/'vjepa2.pt', weights_only=True)
+    loaded = load(tmp_path, g['checkpoint'])
+    close(loaded.encoder(g['clip'].float()), g['features'])
+    close(load_checkpoint(tmp_path/'checkpoint.pt', 'encoder').encoder(g['clip'].float(), g['masks_enc']), g['context'])
+    close(loaded.predictor(g['context'], g['masks_enc'], g['masks_pred'], g['mask_index']), g['prediction'])
+    close(loaded.encoder(torch.randn(1, 3, 4, 64, 48, generator=torch.Generator().manual_seed(1))), g['resized_features'])
+    torch.save(g['probe'], tmp_path/'probe.pt')
+    probe = load_probe(tmp_path/'probe.pt', loaded.encoder.config)
+    assert len(probe.model.pooler.blocks) == g['probe']['depth'] - 1 == 3
+    close(probe.model(g['features']), g['probe']['logits'])
+
+
+@torch.no_grad()
+def test_vjepa2_1(tmp_path):
+    g = torch.load(GOLDEN/'vjepa2_1.pt', weights_only=True)
+    loaded = load(tmp_path, g['checkpoint'], num_heads=3, num_frames=8, height=48, width=48)
+    assert list(loaded.encoder.config.levels) == g['model']['hierarchical_layers'] and loaded.part == 'ema_encoder'
+    clip = g['clip'].float()
+    close(loaded.encoder(clip), g['features'])
+    close(loaded.encoder(clip, hierarchical=True), g['hierarchical_features'])
+    close(loaded.encoder(clip, g['masks_enc']), g['context'])
+    close(loaded.encoder(g['image'].float()), g['image_features'])
+    close(loaded.encoder(g['other_clip'].float()), g['other_features'])
+    prediction, context_prediction = loaded.predictor(g['context'], g['masks_enc'], g['masks_pred'], g['mask_index'], with_context=True)
+    close(prediction, g['prediction']); close(context_prediction, g['context_prediction'])
+
+
+@torch.no_grad()
+def test_pico_encoder_and_classifier(tmp_path):
+    g = torch.load(GOLDEN/'pico2025.pt', weights_only=True)
+    close(load(tmp_path, g['encoder'], num_heads=4).encoder(g['clip'].float()), g['features'])
+    torch.save(g['classifier'], tmp_path/'classifier.pt')
+    encoder, probe = load_checkpoint(tmp_path/'classifier.pt', num_heads=4).encoder, load_probe(tmp_path/'classifier.pt')
+    assert probe.layout == 'pico' and probe.num_classes == 4
+    close(probe.model(encoder(g['clip'].float())), g['logits'])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('rule,name', [(None, 'logits'), (True, 'logits_with_output_projection')])
+def test_vjepa1_probe_through_the_loader(tmp_path, rule, name):
+    g = torch.load(GOLDEN/'vjepa1_uniform.pt', weights_only=True)
+    torch.save(g['probe'], tmp_path/'probe.pt')
+    close(load_probe(tmp_path/'probe.pt', output_projection=rule).model(g['final_target_features']), g['probe'][name])

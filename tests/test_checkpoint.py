@@ -1,0 +1,309 @@
+"""Any JEPA in, any JEPA out: layouts, refusals, round trips, Hugging Face both ways, memory, downloads"""
+import hashlib, json, pickle, subprocess, sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from jepa.core import generator, repo_root, seeded
+from jepa.checkpoint import *
+from jepa.encoder import Encoder, EncoderConfig, encoder_config
+from jepa.objective import Jepa
+from jepa.predictor import Predictor, PredictorConfig
+from jepa.probe import AttentiveClassifier, Probe, ProbeConfig, load_probe, make_head, save_probe
+from jepa.train import make_optimizer, train_config, training_state
+from server import serving
+
+GOLDEN = repo_root(Path(__file__).parent)/'tests/golden'
+HINTS = dict(vjepa1_uniform={}, vjepa2={}, vjepa2_1=dict(num_heads=3, num_frames=8, height=48, width=48), pico2025=dict(num_heads=4))
+
+
+def golden(name): return torch.load(GOLDEN/f'{name}.pt', weights_only=True)
+
+
+@pytest.fixture
+def golden_file(tmp_path):
+    def write(name):
+        g = golden(name)
+        torch.save(g['checkpoint'] if 'checkpoint' in g else dict(g['encoder']), tmp_path/f'{name}.pt')
+        return tmp_path/f'{name}.pt'
+    return write
+
+
+def rename(state, prefix): return {k: {n.replace('module.backbone.', prefix): t for n, t in v.items()} if isinstance(v, dict) else v for k, v in state.items()}
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(a[n].equal(b[n]) for n in a)
+
+
+@pytest.fixture
+def toy():
+    "A rotating encoder and predictor with random weights"
+    config = encoder_config('toy', num_frames=8, height=48, width=48, positions='rope')
+    with seeded(0, 'toy'): return Encoder(config).eval(), Predictor(PredictorConfig(embed_dim=24, depth=2, num_heads=3, num_mask_tokens=10, zero_init=False), config).eval()
+
+
+@pytest.mark.parametrize('prefix,layout', [('module.backbone.', 'vjepa1'), ('backbone.', 'nano'), ('module.', 'ijepa'), ('', 'ijepa')])
+def test_prefixes_name_the_layout_and_change_no_tensor(tmp_path, prefix, layout):
+    state = golden('vjepa1_uniform')['checkpoint']
+    torch.save(rename(state, prefix), tmp_path/'x.pt')
+    loaded = load_checkpoint(tmp_path/'x.pt')
+    assert (loaded.layout, loaded.part, loaded.more['epoch']) == (layout, 'target_encoder', state['epoch'])
+    assert all(t.equal(state['target_encoder'][f'module.backbone.{n}']) for n, t in loaded.encoder.state_dict().items())
+    assert not loaded.encoder.training and loaded.report.complete and loaded.encoder.config.uniform_power
+
+
+def test_an_image_model_becomes_an_encoder_of_single_frames(tmp_path):
+    config = EncoderConfig(num_frames=1, height=64, width=64, tubelet_size=1, embed_dim=48, depth=2, num_heads=3, positions='learned')
+    with seeded(0, 'image'): model, predictor = Encoder(config).eval(), Predictor(PredictorConfig(embed_dim=24, depth=1, num_mask_tokens=1), config)
+    state = {f'module.{n}': t[:, :, 0] if n == 'patch_embed.proj.weight' else t for n, t in model.state_dict().items()}
+    guess = {f'module.{n}'.replace('mask_tokens.0', 'mask_token'): t for n, t in predictor.state_dict().items()}
+    torch.save(dict(encoder=state, target_encoder=state, predictor=guess), tmp_path/'ijepa.pth.tar')
+    loaded = load_checkpoint(tmp_path/'ijepa.pth.tar')
+    assert loaded.report.reshaped == ['target_encoder.patch_embed.proj.weight'] and loaded.encoder.config.grid == (1, 4, 4)
+    clip = torch.randn(1, 3, 1, 64, 64, generator=generator(0))
+    with torch.no_grad(): assert loaded.encoder(clip).equal(model(clip))
+
+
+def test_our_training_file_holds_its_configuration(tmp_path):
+    config = train_config('toy', num_frames=4, pixels=32, patch_size=8, predictor=PredictorConfig(embed_dim=24, depth=1))
+    config = config.replace(encoder=config.encoder.replace(num_heads=4))
+    with seeded(0): jepa = Jepa(config.encoder, config.predictor)
+    torch.save(training_state(jepa, make_optimizer(jepa), epoch=2, config=json.loads(json.dumps(config.to_dict()))), tmp_path/'checkpoint.pt')
+    for path in (tmp_path/'checkpoint.pt', tmp_path):
+        loaded = load_checkpoint(path)
+        assert loaded.layout == 'jepa' and loaded.encoder.config == config.encoder and loaded.predictor.config == config.predictor and loaded.more == {'epoch': 2}
+        assert same(loaded.encoder, jepa.target_encoder) and same(load_checkpoint(path, 'encoder').encoder, jepa.encoder) and same(loaded.predictor, jepa.predictor)
+
+
+@pytest.mark.parametrize('size,clip', [('tiny', (16, 224)), ('large', (16, 224)), ('huge', (16, 384)), ('giant', (64, 384)), ('gigantic', (16, 224)), ('pico', (8, 224))])
+def test_published_sizes_are_found_in_shapes(size, clip):
+    rotating, wanted = clip[0] == 64, encoder_config(size, num_frames=clip[0], height=clip[1], width=clip[1], positions={64: 'rope', 8: 'learned'}.get(clip[0], 'sincos'))
+    with torch.device('meta'): state = dict(Encoder(wanted).state_dict())
+    if rotating: state['pos_embed'] = torch.zeros(1, wanted.grid.tokens, 8)
+    elif size == 'pico': state['pos_embed'] = torch.randn(1, wanted.grid.tokens, 192, generator=generator(0))
+    else: state['pos_embed'] = Encoder(wanted.replace(depth=1)).pos_embed
+    assert encoder_config_of(state, rotating) == wanted
+
+
+def test_a_half_precision_file_says_that_it_was_widened(tmp_path):
+    state = golden('vjepa1_uniform')['checkpoint']
+    torch.save({k: {n: t.bfloat16() for n, t in v.items()} if isinstance(v, dict) else v for k, v in state.items()}, tmp_path/'x.pt')
+    loaded = load_checkpoint(tmp_path/'x.pt', num_frames=8, height=48, width=48)
+    assert {p.dtype for p in loaded.encoder.parameters()} == {torch.float32} and any('bfloat16' in n for n in loaded.report.notes)
+
+
+def test_positions_resized_while_loading_give_the_features_of_resizing_while_running(golden_file):
+    clip = torch.randn(2, 3, 4, 64, 64, generator=torch.Generator().manual_seed(1))
+    whole, resized = load_checkpoint(golden_file('vjepa1_uniform')), load_checkpoint(golden_file('vjepa1_uniform'), num_frames=4, height=64, width=64)
+    assert resized.report.interpolated == ['target_encoder.pos_embed', 'predictor.predictor_pos_embed'] and not whole.report.interpolated
+    with torch.no_grad(): assert whole.encoder(clip).equal(resized.encoder(clip))
+
+
+# refusals
+
+def test_partial_loads_are_refused_unless_told_otherwise(tmp_path):
+    state = golden('vjepa1_uniform')['checkpoint']
+    del state['target_encoder']['module.backbone.norm.weight']
+    state['predictor']['module.backbone.extra'] = torch.ones(2)
+    torch.save(state, tmp_path/'x.pt')
+    with pytest.raises(ValueError, match=r'x.pt does not fit: 1 tensors missing \(target_encoder.norm.weight\), 1 unexpected \(predictor.extra\); partial=True'): load_checkpoint(tmp_path/'x.pt')
+    with pytest.raises(ValueError, match='24 tensors missing'): load_checkpoint(tmp_path/'x.pt', 'encoder', depth=4)
+    with pytest.raises(ValueError, match=r'stored \(48, 3, 2, 16, 16\), needed \(96, 3'): load_checkpoint(tmp_path/'x.pt', 'encoder', embed_dim=96)
+    loaded = load_checkpoint(tmp_path/'x.pt', partial=True)
+    assert loaded.report.missing == ['target_encoder.norm.weight'] and loaded.report.unexpected == ['predictor.extra']
+    assert loaded.encoder.norm.weight.eq(1).all() and loaded.encoder.blocks[1].norm1.weight.equal(state['target_encoder']['module.backbone.blocks.1.norm1.weight'])
+
+
+def test_a_named_depth_that_the_file_does_not_hold_is_refused(tmp_path, toy):
+    save_checkpoint(tmp_path, *toy, layout='huggingface')
+    config = json.loads((tmp_path/'config.json').read_text())
+    (tmp_path/'config.json').write_text(json.dumps(config | dict(pred_num_hidden_layers=3)))
+    with pytest.raises(ValueError, match='predictor.predictor_blocks.2.norm1.weight'): load_checkpoint(tmp_path)
+
+
+class Trap:
+    def __reduce__(self): return (open, (str(self.mark), 'w'))
+
+
+def test_foreign_objects_are_not_unpickled(tmp_path):
+    trap = Trap(); trap.mark = tmp_path/'ran'
+    for name, write in [('new.pt', lambda f: torch.save(dict(encoder=trap), f)), ('old.pt', lambda f: f.write_bytes(pickle.dumps(dict(encoder=trap), protocol=2)))]:
+        write(tmp_path/name)
+        for load in (load_checkpoint, load_probe):
+            with pytest.raises(ValueError, match=f'{name} cannot be read as a checkpoint of tensors: .*foreign code'): load(tmp_path/name)
+    assert not trap.mark.exists()
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no checkpoint at .*y.pt'): load_checkpoint(tmp_path/'y.pt')
+    with pytest.raises(FileNotFoundError, match='neither config.json'): load_checkpoint(tmp_path)
+    (tmp_path/'x.pt').write_text('hello'); (tmp_path/'empty.pt').write_bytes(b''); (tmp_path/'x.safetensors').write_bytes(b'hello world')
+    torch.save([1, 2], tmp_path/'list.pt'); torch.save(dict(weight=torch.ones(2)), tmp_path/'other.pt'); torch.save(golden('vjepa2')['probe'], tmp_path/'probe.pt')
+    torch.save(golden('vjepa2')['checkpoint'], tmp_path/'cut.pt'); (tmp_path/'cut.pt').write_bytes((tmp_path/'cut.pt').read_bytes()[:-5000])
+    for name, why in [('x.pt', 'not a file of torch'), ('empty.pt', 'not a file of torch'), ('x.safetensors', 'cannot be read'), ('cut.pt', 'cannot be read'), ('list.pt', 'holds a list'), ('other.pt', 'it has weight'), ('probe.pt', 'load_probe')]:
+        with pytest.raises(ValueError, match=f'{name}.*{why}'): load_checkpoint(tmp_path/name)
+    torch.save(golden('vjepa1_uniform')['checkpoint'], tmp_path/'encoder.pt')
+    with pytest.raises(ValueError, match='load_checkpoint'): load_probe(tmp_path/'encoder.pt')
+    with pytest.raises(KeyError, match="no 'ema_encoder'; it has target_encoder, encoder"): load_checkpoint(tmp_path/'encoder.pt', 'ema_encoder')
+    with pytest.raises(KeyError, match='num_heads'): load_checkpoint(tmp_path/'encoder.pt', num_head=3)
+
+
+# round trips
+
+@pytest.mark.parametrize('name,layout', [(n, l) for n in HINTS for l in ('jepa', 'vjepa', 'huggingface') if l == 'jepa' or (n, l) in [('vjepa1_uniform', 'vjepa'), ('vjepa2', 'vjepa'), ('vjepa2', 'huggingface')]])
+def test_a_round_trip_is_exact(golden_file, tmp_path, name, layout):
+    before = load_checkpoint(golden_file(name), **HINTS[name])
+    path = save_checkpoint(tmp_path/f'out{".safetensors" if layout == "jepa" else ""}', before.encoder, before.predictor, layout)
+    after = load_checkpoint(path)
+    assert same(before.encoder, after.encoder) and before.encoder.config == after.encoder.config
+    assert (before.predictor is None) == (after.predictor is None) and (before.predictor is None or same(before.predictor, after.predictor) and before.predictor.num_heads == after.predictor.num_heads)
+    again = load_checkpoint(save_checkpoint(tmp_path/f'again{".safetensors" if layout == "jepa" else ""}', after.encoder, after.predictor, layout))
+    assert again.layout == after.layout and same(again.encoder, after.encoder)
+
+
+def test_savers_refuse_what_would_come_back_as_another_network(tmp_path, toy):
+    encoder, predictor = toy
+    odd = Encoder(encoder_config('toy', num_heads=4, num_frames=8, height=48, width=48))
+    with pytest.raises(ValueError, match='num_heads=4: it would be read as 3'): save_checkpoint(tmp_path/'x.pt', odd, layout='vjepa')
+    with pytest.raises(ValueError, match='positions sincos'): save_checkpoint(tmp_path/'x', odd, layout='huggingface')
+    with pytest.raises(ValueError, match='has a predictor'): save_checkpoint(tmp_path/'x', encoder, layout='huggingface')
+    with pytest.raises(ValueError, match='.safetensors'): save_checkpoint(tmp_path/'x.pt', encoder)
+    with pytest.raises(ValueError, match="did you mean 'vjepa'"): save_checkpoint(tmp_path/'x.pt', encoder, layout='vjepa1')
+    assert not list(tmp_path.iterdir())
+
+
+def test_convert_and_inspect(golden_file, tmp_path):
+    report = convert(golden_file('vjepa2'), tmp_path/'hf', 'huggingface')
+    assert report.complete and len(report.matched) == 68
+    said = inspect_checkpoint(tmp_path/'hf', names=True)
+    assert 'huggingface' in said and '28 tensors' in said and 'blocks.1.mlp.fc2.bias  (48,)' in said and 'positions=rope' in said
+    assert 'epoch           3' in inspect_checkpoint(golden_file('vjepa1_uniform')) and 'num_heads is assumed' in inspect_checkpoint(golden_file('vjepa2_1'))
+
+
+# Hugging Face
+
+@pytest.fixture(scope='module')
+def theirs():
+    transformers = pytest.importorskip('transformers')
+    torch.manual_seed(0)
+    config = transformers.VJEPA2Config(crop_size=48, frames_per_clip=8, hidden_size=60, num_attention_heads=3, num_hidden_layers=3, pred_hidden_size=36, pred_num_attention_heads=2, pred_num_hidden_layers=2,
+                                       pred_zero_init_mask_tokens=False, num_pooler_layers=1, initializer_range=0.2)
+    return transformers, transformers.VJEPA2ForVideoClassification(config).eval()
+
+
+def close(a, b): assert a.shape == b.shape and (a - b).abs().max() <= 1e-5*b.abs().max()
+
+
+def test_a_model_saved_by_transformers_gives_the_same_features_here(theirs, tmp_path):
+    transformers, classifier = theirs
+    model = classifier.vjepa2
+    model.save_pretrained(tmp_path/'whole'); model.save_pretrained(tmp_path/'shards', max_shard_size='100KB'); classifier.save_pretrained(tmp_path/'classifier')
+    assert len(list((tmp_path/'shards').glob('*.safetensors'))) > 1
+    clip = torch.randn(2, 8, 3, 48, 48, generator=generator(0))
+    seen, hidden = torch.randperm(36, generator=generator(1))[None, :30].repeat(2, 1).split([12, 18], 1)
+    with torch.no_grad(): features, guess = model(clip, skip_predictor=True).last_hidden_state, model(clip, context_mask=[seen], target_mask=[hidden]).predictor_output.last_hidden_state
+    for name in ('whole', 'shards', 'classifier'):
+        loaded = load_checkpoint(tmp_path/name)
+        with torch.no_grad():
+            close(loaded.encoder(clip.transpose(1, 2)), features)
+            close(loaded.predictor(features.gather(1, seen[..., None].expand(-1, -1, 60)), seen, hidden, mask_index=1), guess)
+    assert loaded.report.complete and '33 tensors are of no part (classifier.bias, ...)' in loaded.report.notes
+    next((tmp_path/'shards').glob('*.safetensors')).unlink()
+    with pytest.raises(FileNotFoundError, match='which its index names'): load_checkpoint(tmp_path/'shards')
+
+
+def test_a_model_saved_here_loads_in_transformers_with_no_missing_keys(theirs, toy, tmp_path):
+    transformers, (encoder, predictor) = theirs[0], toy
+    save_checkpoint(tmp_path, encoder, predictor, layout='huggingface')
+    model, found = transformers.VJEPA2Model.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(found[k] for k in ('missing_keys', 'unexpected_keys', 'mismatched_keys'))
+    clip = torch.randn(1, 3, 8, 48, 48, generator=generator(0))
+    with torch.no_grad(): close(encoder(clip), model.eval()(clip.transpose(1, 2), skip_predictor=True).last_hidden_state)
+
+
+# probes
+
+def test_probes_say_which_rule_they_use(tmp_path):
+    probe = golden('vjepa1_uniform')['probe']
+    torch.save(probe, tmp_path/'meta.pt')
+    torch.save(dict(classifier={n.removeprefix('module.'): t for n, t in probe['classifier'].items()}), tmp_path/'nano.pt')
+    torch.save(golden('vjepa2')['probe'], tmp_path/'v2.pt')
+    found = {n: load_probe(tmp_path/f'{n}.pt') for n in ('meta', 'nano', 'v2')}
+    assert {n: (p.layout, p.output_projection, p.num_classes) for n, p in found.items()} == dict(meta=('vjepa1', False, 7), nano=('nano', True, 7), v2=('vjepa2', None, 7))
+    assert load_probe(tmp_path/'meta.pt', output_projection=True).output_projection is True and 'stored, but not applied' in repr(found['meta'])
+    with pytest.raises(ValueError, match='width 48, but the encoder makes 192'): load_probe(tmp_path/'v2.pt', encoder_config('tiny'))
+
+
+def test_heads_of_a_probe_are_asked_for_where_widths_disagree(tmp_path):
+    head = AttentiveClassifier(192, 3, 4)
+    torch.save(dict(classifier=head.state_dict()), tmp_path/'x.pt')
+    with pytest.raises(ValueError, match='width 192; give encoder_config'): load_probe(tmp_path/'x.pt')
+    assert load_probe(tmp_path/'x.pt', encoder_config('tiny')).model.pooler.cross_attention_block.xattn.num_heads == 3
+
+
+@pytest.mark.parametrize('kind,more', [('attentive', dict(depth=3, num_heads=2)), ('attentive', dict(output_projection=False)), ('linear', {}), ('mlp', {})])
+def test_our_probes_come_back_exactly(tmp_path, kind, more):
+    config, x = ProbeConfig(kind=kind, **more), torch.randn(2, 9, 48, generator=generator(0))
+    with seeded(0): head = make_head(config, 48, 3, 4).eval()
+    loaded = load_probe(save_probe(tmp_path/'probe.safetensors', Probe(config, head, list('abcd'))))
+    assert loaded.classes == list('abcd') and loaded.num_classes == 4 and loaded.layout == 'jepa' and loaded.model(x).equal(head(x))
+    assert loaded.output_projection == (config.output_projection if kind == 'attentive' else None)
+    with pytest.raises(ValueError, match='load_probe'): load_checkpoint(tmp_path/'probe.safetensors')
+
+
+# memory
+
+@pytest.mark.slow
+def test_a_large_model_loads_with_little_more_memory_than_its_file(tmp_path):
+    "ViT-L of 300 M parameters; the file is sparse, so it takes no disk"
+    with torch.device('meta'): state = {f'encoder.{n}': t for n, t in Encoder(encoder_config('large')).state_dict().items()}
+    header, at = dict(__metadata__=dict(jepa=json.dumps(dict(encoder=encoder_config('large').to_dict())))), 0
+    for name, t in state.items(): header[name] = dict(dtype='F32', shape=list(t.shape), data_offsets=[at, at := at + t.nbytes])
+    text = json.dumps(header).encode(); text += b' '*(-len(text) % 8)
+    with open(tmp_path/'large.safetensors', 'wb') as f: f.write(len(text).to_bytes(8, 'little') + text); f.truncate(8 + len(text) + at)
+    code = ('import resource, sys; from jepa.checkpoint import load_checkpoint; peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024\n'
+            'before = peak(); encoder = load_checkpoint(sys.argv[1]).encoder; print(peak() - before, sum(p.numel() for p in encoder.parameters()))')
+    if sys.platform != 'linux': pytest.skip('ru_maxrss has other units there')
+    took, parameters = map(int, subprocess.run([sys.executable, '-c', code, tmp_path/'large.safetensors'], capture_output=True, text=True, check=True).stdout.split())
+    assert parameters > 300e6 and took <= at + 3*2**30
+
+
+# downloads
+
+@pytest.fixture
+def site(monkeypatch):
+    with serving() as site:
+        monkeypatch.setitem(published, 'vjepa1-large', site.url + 'vitl16/vitl16.pth.tar')
+        yield site
+
+
+def test_fetch_goes_on_where_the_server_broke_off_and_loads(site, tmp_path, golden_file):
+    content = golden_file('vjepa1_uniform').read_bytes()
+    site['vitl16/vitl16.pth.tar'] = content
+    site.breaks, site.after = 2, 100_000
+    file = fetch('vjepa1-large', tmp_path/'new', sha256=hashlib.sha256(content).hexdigest(), progress=False, wait=0.01)
+    assert file.name == 'vjepa1-large.pth.tar' and [r for _, r in site.asked] == [None, 'bytes=100000-', 'bytes=200000-']
+    assert load_checkpoint(file).layout == 'vjepa1' and [p.name for p in file.parent.iterdir()] == [file.name]
+
+
+def test_fetch_never_leaves_half_a_file_under_the_final_name(site, tmp_path):
+    site['vitl16/vitl16.pth.tar'] = b'x'*10_000
+    site.breaks, site.after = 100, 0
+    for wrong in (dict(), dict(size=9_999), dict(sha256='0'*64)):
+        with pytest.raises(Exception, match='vitl16.pth.tar'): fetch('vjepa1-large', tmp_path/'new', progress=False, wait=0.001, **wrong)
+        site.breaks = 0
+        assert not (tmp_path/'new'/'vjepa1-large.pth.tar').exists()
+    assert fetch('vjepa1-large', tmp_path/'new', progress=False).stat().st_size == 10_000
+    assert fetch(site.url + 'vitl16/vitl16.pth.tar', tmp_path/'new', progress=False).name == 'vitl16.pth.tar'
+
+
+def test_fetch_knows_the_names(tmp_path, monkeypatch):
+    with pytest.raises(KeyError, match="did you mean 'vjepa2.1-base'"): fetch('vjepa2.1-bas', tmp_path)
+    assert published['vjepa2.1-base'].endswith('dl.fbaipublicfiles.com/vjepa2/vjepa2_1_vitb_dist_vitG_384.pt') and published['vjepa1-huge-384-k400-probe'].endswith('jepa/vith16-384/k400-probe.pth.tar')
+    asked = []
+    monkeypatch.setattr('huggingface_hub.snapshot_download', lambda repo, local_dir, allow_patterns: asked.append(repo) or str(local_dir))
+    assert fetch(repositories[0], tmp_path) == tmp_path/'vjepa2-vitl-fpc64-256' and asked == ['facebook/vjepa2-vitl-fpc64-256']
