@@ -360,6 +360,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'jepa.pico.pico_heads': ('pico.html#pico_heads', 'jepa/pico.py'),
                            'jepa.pico.pico_optimizer': ('pico.html#pico_optimizer', 'jepa/pico.py'),
                            'jepa.pico.pico_videos': ('pico.html#pico_videos', 'jepa/pico.py'),
+                           'jepa.pico.pool_change': ('pico.html#pool_change', 'jepa/pico.py'),
                            'jepa.pico.pretrain_pico': ('pico.html#pretrain_pico', 'jepa/pico.py'),
                            'jepa.pico.published_tube': ('pico.html#published_tube', 'jepa/pico.py'),
                            'jepa.pico.set_dropout': ('pico.html#set_dropout', 'jepa/pico.py')},

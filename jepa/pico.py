@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AS_PUBLISHED', 'PICO_ACTIONS', 'PARTS', 'PublishedTube', 'published_tube', 'PicoConfig', 'pico_config',
            'PicoPredictor', 'set_dropout', 'Pico', 'new_pico', 'pico_optimizer', 'PicoRun', 'pretrain_pico',
-           'pico_videos', 'pico_features', 'pico_heads', 'load_pico', 'PicoClassifier']
+           'pico_videos', 'pool_change', 'pico_features', 'pico_heads', 'load_pico', 'PicoClassifier']
 
 # %% ../nbs/21_pico.ipynb #93dbd4f3
 import json, time
@@ -241,17 +241,31 @@ def pico_videos(
     counts = lambda column, by: {names[c]: max(1, round(n/by)) for c, n in paper[column].dropna().items()}
     return dict(pretraining=_take(m.split('train'), counts('pretraining_videos', shrink), seed), train=_take(m.split('train'), counts('train_videos', shrink), seed), val=_take(m.split('val'), counts('validation_videos', val_shrink), seed))
 
-# %% ../nbs/21_pico.ipynb #17a6e923
+# %% ../nbs/21_pico.ipynb #ad6a710a
+def pool_change(
+    x:Features, grid:Grid
+)->Features: # one token per place
+    "Standard deviation over time of the features at each place"
+    blocks = [np.asarray(x.tokens[i:i+64], np.float32) for i in range(0, len(x), 64)] # n, V, N, D
+    std = [b.reshape(*b.shape[:2], grid.T, grid.H*grid.W, -1).std(2) for b in blocks]  # n, V, HW, D
+    return Features(np.concatenate(std).astype(np.float16), x.labels, x.classes)
+
+# %% ../nbs/21_pico.ipynb #51c9712a
 def pico_features(
     encoder:Encoder, videos:dict, # from `pico_videos`
-    clip:ClipConfig, parts=('train', 'val'), progress:bool=True
+    clip:ClipConfig,
+    pooling:Literal['mean', 'change']='mean', # what the heads see: all tokens (whose mean they take), or their change over time
+    parts=('train', 'val'), progress:bool=True
 )->dict[str, Features]:
     "Frozen features of the labelled videos; computed once, whatever the number of heads"
+    if pooling not in ('mean', 'change'): raise ValueError(f"no pooling '{pooling}'; {nearest(pooling, ('mean', 'change'))}")
     sets = {name: Clips(videos[name], clip, Augment(train=False), cache=build_cache(videos[name], clip, progress=progress)) for name in parts}
-    return {name: features(encoder, clips, progress=progress) for name, clips in sets.items()}
+    found = {name: features(encoder, clips, progress=progress) for name, clips in sets.items()}
+    return {name: pool_change(f, encoder.config.grid) for name, f in found.items()} if pooling == 'change' else found
 
+# %% ../nbs/21_pico.ipynb #5224261b
 def pico_heads(
-    train:Features, probe:ProbeConfig=ProbeConfig(kind='linear', epochs=40),
+    train:Features, probe:ProbeConfig=ProbeConfig(kind='linear', epochs=40, lr=3e-3),
     sizes=None # labelled videos per part; the paper's shares by default
 )->tuple[Probe, Ensemble]: # General, and the vote of the parts
     "The heads of Table 1 on one set of features"

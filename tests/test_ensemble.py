@@ -1,0 +1,183 @@
+"""Ensembles: closed forms of every statistic, scikit-learn's own estimators, and what a vote must and must not do"""
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.ensemble import StackingClassifier, VotingClassifier
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import brier_score_loss
+
+from jepa.core import generator
+from jepa.encoder import Encoder, encoder_config
+from jepa.ensemble import (RULES, Ensemble, any_right, brier, certainty, compare, disagreement, diversity, ece, load_ensemble, q_statistic, save_ensemble, stratified_parts, ties, verdict,
+                           vote_counts)
+from jepa.probe import Evaluation, Features, ProbeConfig, fit_probe
+
+CLASSES = list('abcd')
+
+
+def toy(n, split, dim=16):
+    centres = torch.randn(4, dim, generator=generator(0, 'centres'))
+    labels = torch.arange(n) % 4
+    return Features((centres[labels][:, None, None] + 6*torch.randn(n, 1, 5, dim, generator=generator(0, split))).half().numpy(), labels.numpy(), CLASSES)
+
+
+@pytest.fixture(scope='module')
+def data(): return {split: toy(n, split) for split, n in (('train', 120), ('val', 81), ('test', 150))}
+
+
+@pytest.fixture(scope='module')
+def members(data):
+    return {f'part {i}': fit_probe(ProbeConfig(kind='linear', epochs=20, lr=1e-2, seed=i), data['train'].take(rows), progress=False) for i, rows in enumerate(stratified_parts(data['train'].labels, 4))}
+
+
+@pytest.fixture(scope='module')
+def ensemble(members, data): return Ensemble(members).fit(data['val'])
+
+
+class OnFeatures(ClassifierMixin, BaseEstimator):
+    "A probe as a scikit-learn classifier of clip numbers: another road to the same votes"
+    def __init__(self, probe, x): self.probe, self.x = probe, x
+    classes_ = np.arange(4)
+    def __sklearn_is_fitted__(self): return True
+    def fit(self, X, y): return self
+    def predict_proba(self, X): return self.probe.predict_proba(self.x.take(np.asarray(X)[:, 0]))
+    def predict(self, X): return self.predict_proba(X).argmax(1)
+
+
+def both(data):
+    return Features(np.concatenate([data['val'].tokens, data['test'].tokens]), np.concatenate([data['val'].labels, data['test'].labels]), CLASSES)
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_rules_are_those_of_scikit_learn(rule, ensemble, members, data):
+    x, n = both(data), len(data['val'])
+    rows = np.arange(len(x))[:, None]
+    estimators = [(name, FrozenEstimator(OnFeatures(m, x))) for name, m in members.items()]
+    accuracies = [m.evaluate(data['val']).accuracy for m in members.values()]
+    if rule == 'stacking': theirs = StackingClassifier(estimators, LogisticRegression(max_iter=2000), cv='prefit', stack_method='predict_proba')
+    else: theirs = VotingClassifier(estimators, voting='hard' if rule == 'hard' else 'soft', weights=accuracies if rule == 'weighted' else None)
+    theirs.fit(rows[:n], data['val'].labels)
+    ours = ensemble.replace(rule, ties='first').evaluate(data['test'])
+    assert np.array_equal(ours.predicted, theirs.predict(rows[n:]))
+    if rule != 'hard': assert np.allclose(ours.probabilities, theirs.predict_proba(rows[n:]), atol=1e-6)
+
+
+def test_weights_are_validation_accuracies(ensemble, members, data):
+    weights = np.array([m.evaluate(data['val']).accuracy for m in members.values()])
+    assert len(set(weights)) > 1
+    p = np.stack([m.predict_proba(data['test']) for m in members.values()])
+    assert np.allclose(ensemble.replace('weighted').predict_proba(data['test']), np.tensordot(weights/weights.sum(), p, 1), atol=1e-6)
+
+
+def test_identical_members_equal_one(members, data):
+    one = members['part 1']
+    same = Ensemble({n: one for n in 'abcd'}).fit(data['val'])
+    for rule in ('hard', 'soft', 'weighted'): assert np.array_equal(same.replace(rule).evaluate(data['test']).predicted, one.evaluate(data['test']).predicted)
+    assert np.allclose(same.replace('soft').predict_proba(data['test']), one.predict_proba(data['test']), atol=1e-6)
+    assert math.isclose(any_right([one.evaluate(data['test'])]*3)[0], one.evaluate(data['test']).right)
+
+
+def test_learning_rules_refuse_the_clips_they_learned_from(ensemble, members, data):
+    for rule in ('weighted', 'stacking'):
+        with pytest.raises(ValueError, match='81 of these clips'): ensemble.replace(rule).evaluate(data['val'])
+        with pytest.raises(ValueError, match='1 of these clips'): ensemble.replace(rule).evaluate(Features(np.concatenate([data['test'].tokens, data['val'].tokens[:1]]), np.r_[data['test'].labels, 0], CLASSES))
+        with pytest.raises(ValueError, match='validation'): Ensemble(members, rule).predict_proba(data['test'])
+    assert ensemble.replace('hard').evaluate(data['val']).n == 81
+
+
+def one_hot_members(*votes): # per member its answers; a table of certain probabilities
+    return np.concatenate([np.eye(4)[list(v)] for v in votes], axis=1)
+
+
+def test_ties_go_where_the_rule_says(members):
+    table = one_hot_members([0, 2, 1], [0, 2, 1], [3, 1, 1], [3, 1, 1])
+    table[0] = np.array([[.6, .0, .0, .4], [.6, .0, .0, .4], [.0, .1, .0, .9], [.0, .1, .0, .9]]).ravel() # two votes each; d is surer
+    assert ties(vote_counts(table, 4)).tolist() == [True, True, False]
+    first, sure = (Ensemble(members, ties=rule).combine(table).argmax(1).tolist() for rule in ('first', 'probability'))
+    assert first == [0, 1, 1] and sure == [3, 1, 1]
+
+
+def test_a_tie_rule_never_beats_a_majority(members):
+    rng = np.random.default_rng(0)
+    table = rng.dirichlet([.3]*4, (5000, 4)).reshape(5000, -1)
+    counts = vote_counts(table, 4)
+    clear = ~ties(counts)
+    assert clear.any() and np.array_equal(Ensemble(members).combine(table).argmax(1)[clear], counts.argmax(1)[clear])
+    assert np.allclose(Ensemble(members).combine(table).sum(1), 1)
+
+
+@pytest.mark.parametrize('sizes', [(706, 707, 707, 697), 4, (10, 20), (2815,)])
+def test_parts_are_disjoint_stratified_and_as_large_as_asked(sizes):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), (957, 589, 610, 661)))
+    parts = stratified_parts(labels, sizes)
+    assert [len(p) for p in parts] == (list(sizes) if isinstance(sizes, tuple) else [705, 704, 704, 704])
+    assert len(np.unique(np.concatenate(parts))) == sum(map(len, parts))
+    share = np.bincount(labels)/len(labels)
+    for p in parts: assert np.abs(np.bincount(labels[p], minlength=4) - share*len(p)).max() <= 2
+    assert not np.array_equal(parts[0], stratified_parts(labels, sizes, seed=1)[0])
+
+
+def answers(correct): return Evaluation(np.eye(2)[1 - np.asarray(correct)], np.zeros(len(correct), int), ['a', 'b'])
+
+
+def test_diversity_in_closed_form():
+    a, b, c = answers([1, 1, 1, 0, 0, 0]), answers([1, 1, 0, 1, 0, 0]), answers([0, 0, 0, 1, 1, 1])
+    assert disagreement(a, b) == 2/6 and math.isclose(q_statistic(a, b), (2*2 - 1*1)/(2*2 + 1*1))
+    assert q_statistic(a, a) == 1 and q_statistic(a, c) == -1 and math.isnan(q_statistic(answers([1, 1]), answers([1, 1])))
+    assert any_right([a, b]) == (4, 6) and any_right([a, c]) == (6, 6)
+    assert diversity(dict(a=a, b=b, c=c))[['a', 'b']].values.tolist() == [['a', 'b'], ['a', 'c'], ['b', 'c']]
+
+
+def test_calibration_in_closed_form():
+    e = Evaluation([[.9, .1], [.9, .1], [.9, .1], [.9, .1], [.4, .6], [.4, .6]], [0, 0, 0, 1, 1, 0], ['a', 'b'])
+    assert math.isclose(ece(e), (4*abs(.9 - .75) + 2*abs(.6 - .5))/6)
+    assert math.isclose(brier(e), (3*.02 + 1.62 + .32 + .72)/6)
+    assert certainty(e).tolist() == [.9]*4 + [.6]*2
+    uniform = Evaluation(np.full((8, 4), .25), np.arange(8) % 4, CLASSES)
+    assert ece(uniform) == 0 and brier(uniform) == .75
+    assert brier(Evaluation([[1., 0.]], [1], 'ab')) == 2 and ece(Evaluation([[1., 0.]], [1], 'ab')) == 1
+
+
+def test_brier_is_that_of_scikit_learn(ensemble, data):
+    e = ensemble.replace('soft').evaluate(data['test'])
+    assert math.isclose(brier(e), brier_score_loss(e.labels, e.probabilities, labels=np.arange(4), scale_by_half=False))
+    assert math.isclose(brier(e), float(((e.probabilities - np.eye(4)[e.labels])**2).sum(1).mean()), rel_tol=1e-6)
+
+
+@pytest.mark.parametrize('points,low,high,said', [(5, 1, 9, 'supported'), (2, -1, 5, 'inconclusive'), (2, 0, 5, 'inconclusive'), (0, -2, 2, 'rejected'), (-1, -4, 2, 'rejected'), (-5, -9, -1, 'rejected')])
+def test_verdict(points, low, high, said): assert verdict(dict(points=points, low=low, high=high)) == said
+
+
+def test_compare_is_paired():
+    a, b = answers([1]*60 + [0]*40), answers([1]*50 + [0]*50)
+    [row] = compare(dict(a=a, b=b), 'b').to_dict('records')
+    assert (row['points'], row['only_a'], row['only_b'], row['verdict']) == (10, 10, 0, 'supported') and math.isclose(row['p'], 2*.5**10)
+
+
+def test_an_ensemble_survives_its_file(tmp_path, data):
+    train = data['train']
+    heads = {'linear': ProbeConfig(kind='linear', epochs=2), 'mlp': ProbeConfig(kind='mlp', epochs=2), 'attentive': ProbeConfig(kind='attentive', epochs=1)}
+    torch.manual_seed(0)
+    encoder = Encoder(encoder_config('toy', num_frames=2, height=16, width=16)).eval()
+    made = Ensemble({n: fit_probe(c, train, num_heads=4, progress=False) for n, c in heads.items()}, 'stacking', encoders={'pico': encoder}).fit(data['val'])
+    save_ensemble(made, tmp_path/'e.pt')
+    read = load_ensemble(tmp_path/'e.pt')
+    assert np.array_equal(read.predict_proba(data['test']), made.predict_proba(data['test'])) and read.classes == CLASSES and list(read.members) == list(heads)
+    clip = torch.randn(1, 3, 2, 16, 16)
+    with torch.no_grad(): assert read.encoders['pico'](clip).equal(encoder(clip))
+    with pytest.raises(ValueError, match='clips were used'): read.evaluate(data['val'])
+    torch.save(dict(epoch=1), tmp_path/'other.pt')
+    with pytest.raises(KeyError, match="no 'members'"): load_ensemble(tmp_path/'other.pt')
+    with pytest.raises(ValueError, match="'k' is a 'knn' probe"): save_ensemble(Ensemble({'k': fit_probe(ProbeConfig(kind='knn'), train)}), tmp_path/'k.pt')
+
+
+def test_bad_ensembles_name_what_is_wrong(members):
+    with pytest.raises(ValueError, match="did you mean 'stacking'"): Ensemble(members, 'staking')
+    with pytest.raises(ValueError, match='at least one'): Ensemble({})
+    with pytest.raises(ValueError, match='no tie rule'): Ensemble(members, ties='coin')
+    other = fit_probe(ProbeConfig(kind='linear', epochs=1), Features(np.zeros((4, 1, 2, 16), np.float16), [0, 1, 0, 1], ['x', 'y']), progress=False)
+    with pytest.raises(ValueError, match="'other' knows the classes"): Ensemble({**members, 'other': other})
