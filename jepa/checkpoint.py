@@ -31,7 +31,7 @@ def read_file(
     "Open a checkpoint; tensors are mapped, not read"
     path = Path(path)
     if path.is_dir(): return _read_folder(path)
-    if not path.exists(): raise FileNotFoundError(f'no checkpoint at {path}')
+    if not path.exists(): raise FileNotFoundError(f'{path}: there is no such checkpoint')
     try:
         if path.suffix == '.safetensors':
             with safe_open(path, 'pt') as f: return {name: f.get_tensor(name) for name in f.keys()}, json.loads((f.metadata() or {}).get('jepa', '{}'))
