@@ -24,7 +24,7 @@ _next = """What to do next:
 
 3. make lab — read and run the notebooks, from nbs/index.ipynb on
 
-4. jepa pretrain VIDEOS --size tiny --pixels 96, then jepa probe RUN VIDEOS — the same on your own videos
+4. jepa pretrain VIDEOS --size tiny --pixels 96, then jepa probe RUN VIDEOS — the same on your own videos; jepa infer for those without labels
 
 Settings of this machine are in settings.ini."""
 
@@ -299,7 +299,7 @@ def probe(
     "Train a classifier on a frozen encoder and, as control, on the same encoder untrained; accuracies with n and 95 % intervals."
     from jepa.core import load_settings, short_hash
     from jepa.data import Augment, Clips, build_cache
-    from jepa.probe import ProbeConfig, features, fingerprint, fit_probe, paired_difference
+    from jepa.probe import ProbeConfig, features, fingerprint, fit_probe, paired_difference, save_probe
     config = ProbeConfig.from_dict({'kind': kind, **option_changes(epochs=epochs, seed=seed), **parameters(set_ or [])})
     parts, bar = labelled_parts(videos, train, val, layout), sys.stderr.isatty()
     encoders, clip = open_encoders(checkpoint)
@@ -308,10 +308,11 @@ def probe(
     clips = {name: Clips(parts[name], c, augment, cache=build_cache(parts[name], c, progress=bar)) for name, (c, augment) in plans.items()}
     for name, c in clips.items():
         if len(c) < len(parts[name]): typer.echo(f'{len(parts[name]) - len(c)} of {len(parts[name])} {name} videos could not be decoded: {c.cache.folder}/skipped.csv', err=True)
-    found = {}
+    found, fitted = {}, {}
     for name, encoder in encoders.items():
         known = {s: features(encoder, c, copies=max(copies, 1), progress=bar) for s, c in clips.items()}
-        found[name] = fit_probe(config, known['train'], num_heads=encoder.config.num_heads, progress=bar).evaluate(known['val'])
+        fitted[name] = fit_probe(config, known['train'], num_heads=encoder.config.num_heads, progress=bar)
+        found[name] = fitted[name].evaluate(known['val'])
         typer.echo(f'{name:<10}  {found[name]}')
     d = paired_difference(*found.values())
     typer.echo(f"difference  {d['points']:+.1f} points [{d['low']:+.1f}, {d['high']:+.1f}] (paired, 95 %), p = {d['p']:.2g} (McNemar)")
@@ -319,7 +320,9 @@ def probe(
                      probe=config.to_dict(), train=parts['train'].hash, val=parts['val'].hash, classes=parts['train'].classes)
     folder = out or load_settings().runs/f'probe-{kind}-{short_hash(made_from)}'
     write_probe(folder, found, clips['val'].manifest.table.path.tolist(), **made_from)
-    typer.echo(f'{folder}: accuracy.csv, per_class.csv, predictions.csv, confusion.png, probe.json')
+    keep = kind not in ('logistic', 'knn') # scikit-learn's have no tensors
+    if keep: save_probe(folder/'probe.safetensors', fitted['pretrained'])
+    typer.echo(f"{folder}: accuracy.csv, per_class.csv, predictions.csv, confusion.png, probe.json{', probe.safetensors (for jepa infer)' if keep else ''}")
 
 # %% ../nbs/15_cli.ipynb #bb399aa1
 @app.command()
