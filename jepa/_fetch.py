@@ -77,7 +77,7 @@ def fetch(
     sizes = {p: length(there[p]) for p in left}
     have = sum(f.stat().st_size for f in marks.glob('*.part')) if marks.exists() else 0
     needed, free = sum(sizes.values()) + max(sizes.values(), default=0) - have, shutil.disk_usage(next(p for p in [out.resolve(), *out.resolve().parents] if p.exists())).free
-    if needed > free: raise OSError(f'{len(left)} archives need about {needed/1e9:.1f} GB (videos, and the largest archive while it is unpacked); {out} has {free/1e9:.1f} GB free; name fewer --parts')
+    if needed > free: raise DownloadError(f'{len(left)} archives need about {needed/1e9:.1f} GB (videos, and the largest archive while it is unpacked); {out} has {free/1e9:.1f} GB free; name fewer --parts')
     for part in tqdm(left, desc=f'{dataset} {split}', unit='part', disable=not progress):
         archive = download(there[part], marks/f'{split}_{part}.tar.gz', size=sizes[part] or None, progress=progress)
         found[part] = unpack(archive, out/split)
@@ -105,7 +105,7 @@ def from_youtube(
 )->pd.DataFrame: # youtube_id, reason
     "Fetch the videos of the official list that are not there; failures are kept in `failures.csv` and not tried again until their rows are removed"
     import importlib.util
-    if importlib.util.find_spec('yt_dlp') is None: raise ModuleNotFoundError("--from-youtube needs the package yt-dlp: pip install 'jepa[youtube]' (and ffmpeg to cut)")
+    if importlib.util.find_spec('yt_dlp') is None: raise DownloadError("--from-youtube needs the package yt-dlp: pip install 'jepa[youtube]' (and ffmpeg to cut)")
     if cookies and not Path(cookies).is_file(): raise FileNotFoundError(f'{cookies}: there is no such file of cookies')
     out = Path(out)
     with open(annotations(dataset, split, out, base, progress), encoding='utf-8-sig') as f: listed = list(csv.DictReader(f))

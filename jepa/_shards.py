@@ -86,8 +86,9 @@ class Shards(Manifest):
         return json.loads(file.read_text()) if file.exists() else {}
 
 def read_shards(folder) -> Shards:
-    "The shards of a folder"
+    "The shards of a folder; tar files of another program are indexed first"
     folder = Path(folder)
+    if not (folder/'shards.json').exists(): index_tars(folder)
     about = json.loads((folder/'shards.json').read_text())
     return Shards(pd.read_csv(folder/'index.csv', keep_default_na=False, dtype={'path': str, 'class_name': str}), folder, about['classes'])
 

@@ -296,7 +296,7 @@ def _layout(path):
         head = next((line for line in _text(path) if line.strip()), '')
         return 'csv' if re.search(r'(^|,)\s*(path|video_name)\s*(,|$)', head) and ',' in head else 'list'
     if list(path.glob('*train.json')) + list(path.glob('labels/*train.json')) + list(path.glob('*validation.json')) + list(path.glob('labels/*validation.json')): return 'ssv2'
-    if (path/'index.csv').exists() and (path/'shards.json').exists(): return 'shards'
+    if (path/'shards.json').exists() or next(path.glob('*.tar'), None): return 'shards'
     if _kinetics_lists(path): return 'kinetics'
     media = media_files(path)
     if not media: raise FileNotFoundError(f'{path}: no video or image files in this folder')
