@@ -121,7 +121,7 @@ class Ensemble:
         if self.rule == 'hard':
             counts, mean = vote_counts(table, n), table.reshape(len(table), -1, n).mean(1)
             shares = counts/counts.sum(1, keepdims=True)
-            return shares + 1e-6*(mean - 1/n) if self.ties == 'probability' else shares
+            return (shares + 1e-6*mean)/(1 + 1e-6) if self.ties == 'probability' else shares
         known = dict(table=self.fitted['table'], labels=self.fitted['labels']) if self.fitted else {}
         return make_combiner(self.rule, len(self.members), n, **known).predict_proba(table)
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['AS_PUBLISHED', 'PICO_ACTIONS', 'PARTS', 'PublishedTube', 'published_tube', 'PicoConfig', 'pico_config',
            'PicoPredictor', 'set_dropout', 'Pico', 'new_pico', 'pico_optimizer', 'PicoRun', 'pretrain_pico',
-           'pico_videos', 'pool_change', 'pico_features', 'pico_heads', 'load_pico', 'PicoClassifier']
+           'pico_videos', 'pool_change', 'pico_features', 'pico_heads', 'pico_table2', 'draw_ensemble', 'load_pico',
+           'PicoClassifier']
 
 # %% ../nbs/21_pico.ipynb #93dbd4f3
 import json, time
@@ -273,6 +274,43 @@ def pico_heads(
     general = fit_probe(probe, train, progress=False)
     members = [fit_probe(probe.replace(seed=probe.seed + i), train.take(rows), progress=False) for i, rows in enumerate(stratified_parts(train.labels, sizes, probe.seed), 1)]
     return general, Ensemble({f'Partial {i}': m for i, m in enumerate(members, 1)}, rule='hard')
+
+# %% ../nbs/21_pico.ipynb #59831d85
+def pico_table2(
+    encoder:Encoder, videos:dict, clip:ClipConfig,
+    pooling:str='mean', # as in `pico_features`
+    probe:ProbeConfig=ProbeConfig(kind='linear', epochs=40, lr=3e-3)
+)->tuple[dict[str, Evaluation], Ensemble]: # General, Partial 1 to 4 and the vote; the ensemble
+    "A column of Table 2 for every model"
+    x = pico_features(encoder, videos, clip, pooling, progress=False)
+    general, vote = pico_heads(x['train'], probe)
+    return {'General': general.evaluate(x['val']), **{name: m.evaluate(x['val']) for name, m in vote.members.items()}, 'Majority vote': vote.evaluate(x['val'])}, vote
+
+# %% ../nbs/21_pico.ipynb #fdd35b96
+def draw_ensemble(
+    general:int, parts,   # labelled videos
+    pretraining:int,      # videos
+    encoder_parameters:int, head_parameters:int
+):
+    "The diagram of the ensemble: one encoder, a head on all labels, heads on disjoint parts, a vote"
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(figsize=(8.2, 0.62*(len(parts) + 1) + 1.1), layout='none')
+    ax.set_axis_off(); ax.set(xlim=(0, 10), ylim=(-len(parts) - .1, 1.75)); ax.grid(False)
+    def box(x, y, w, h, text, colour):
+        ax.add_patch(plt.Rectangle((x, y - h/2), w, h, facecolor=colour, edgecolor='#444', lw=.8)); ax.text(x + w/2, y, text, ha='center', va='center', fontsize=8)
+    arrow = lambda x0, y0, x1, y1: ax.annotate('', (x1, y1), (x0, y0), arrowprops=dict(arrowstyle='-|>', lw=.8, color='#444', shrinkA=0, shrinkB=0))
+    middle = (.9 - len(parts))/2
+    box(.1, middle, 2.2, 1.9, f'pretrained, frozen\nencoder\n{pretraining} videos\n{encoder_parameters:,} weights', '#cfe2f3')
+    box(3.5, .9, 2.6, .66, f'General: {general} labelled videos', '#d9ead3')
+    arrow(2.3, middle, 3.5, .9)
+    for i, n in enumerate(parts):
+        y = -.35 - i
+        box(3.5, y, 2.6, .66, f'Partial {i + 1}: {n} labelled videos', '#fce5cd')
+        arrow(2.3, middle, 3.5, y); arrow(6.1, y, 7.3, -.35 - (len(parts) - 1)/2)
+    box(7.3, -.35 - (len(parts) - 1)/2, 1.3, .9, 'majority\nvote', '#fff2cc')
+    for y in (.9, -.35 - (len(parts) - 1)/2): arrow(6.1 if y > 0 else 8.6, y, 9.1, y); ax.text(9.15, y, 'class', va='center', fontsize=8)
+    ax.text(4.8, 1.45, f'heads of {head_parameters:,} weights each', ha='center', fontsize=8, style='italic')
+    return fig
 
 # %% ../nbs/21_pico.ipynb #fdaae600
 def load_pico(pico:Pico, state:dict): # tensors in the published names
