@@ -23,6 +23,7 @@ from .encoder import *
 from .predictor import *
 from .train import strip_prefix
 from ._download import download
+from ._huggingface import config_from_huggingface, config_to_huggingface, from_huggingface, to_huggingface
 
 # %% ../nbs/09_checkpoint.ipynb #7003bdab
 def read_file(
@@ -59,7 +60,7 @@ def _read_folder(path):
     if (path/'checkpoint.pt').exists(): return read_file(path/'checkpoint.pt')
     raise FileNotFoundError(f'no checkpoint in {path}: neither config.json with *.safetensors (Hugging Face) nor checkpoint.pt (a run)')
 
-# %% ../nbs/09_checkpoint.ipynb #b5afaec9
+# %% ../nbs/09_checkpoint.ipynb #6b3dd32b
 class Stored(NamedTuple):
     "A checkpoint taken apart"
     layout: str
@@ -75,11 +76,13 @@ def take_apart(path) -> Stored:
     nested = {p: content[p] for p in _parts if isinstance(content.get(p), dict)}
     if nested:
         config = content['config'] if isinstance(content.get('config'), dict) else {}
-        parts = {p: {n.replace('mask_token', 'mask_tokens.0') if n == 'mask_token' else n: t for n, t in strip_prefix(state).items()} for p, state in nested.items()}
+        parts = {p: {'mask_tokens.0' if n == 'mask_token' else n: t for n, t in strip_prefix(state).items()} for p, state in nested.items()}
         more = {k: v for k, v in content.items() if isinstance(v, (int, float, str))}
         return Stored('jepa' if config else _nested_layout(nested, parts), parts, config, more)
     if 'encoder' in described: return Stored('jepa', {p: _under(content, f'{p}.') for p in _parts if _under(content, f'{p}.')}, described, described.get('more', {}))
-    if any('embeddings.patch_embeddings.' in n for n in content): return _from_huggingface(content, described.get('huggingface'))
+    if any('embeddings.patch_embeddings.' in n for n in content):
+        parts, rest = from_huggingface(content)
+        return Stored('huggingface', parts, config_from_huggingface(described.get('huggingface')), {'no part of encoder or predictor': rest} if rest else {})
     bare = strip_prefix(content)
     if 'classifier_head.weight' in bare: bare = _under(bare, 'encoder.')
     if 'patch_embed.proj.weight' in bare: return Stored('pico', dict(encoder=bare), {}, {})
@@ -101,34 +104,6 @@ def rotates(parts:dict) -> bool:
     if 'predictor_embed.weight' in parts.get('predictor', {}): return 'predictor_pos_embed' not in parts['predictor']
     table = parts[next(iter(parts))].get('pos_embed')
     return table is None or not table.any()
-
-# %% ../nbs/09_checkpoint.ipynb #161ddb70
-_huggingface = dict(
-    encoder={'patch_embed.': 'encoder.embeddings.patch_embeddings.', 'blocks.': 'encoder.layer.', 'norm.': 'encoder.layernorm.'},
-    predictor={'predictor_embed.': 'predictor.embeddings.predictor_embeddings.', 'predictor_blocks.': 'predictor.layer.', 'predictor_norm.': 'predictor.layernorm.', 'predictor_proj.': 'predictor.proj.'})
-
-def _from_huggingface(tensors, config) -> Stored:
-    "Tensors of a `VJEPA2Model` with our names; what is of no part (a pooler, say) is listed"
-    parts, rest = dict(encoder={}, predictor={}), []
-    names = {theirs: (part, ours) for part, table in _huggingface.items() for ours, theirs in table.items()}
-    tensors = {n.removeprefix('vjepa2.'): t for n, t in tensors.items()}
-    for name, tensor in tensors.items():
-        part, known = name.split('.')[0], next((p for p in names if name.startswith(p)), None)
-        if name == 'predictor.embeddings.mask_tokens': parts['predictor'].update({f'mask_tokens.{i}': t for i, t in enumerate(tensor)})
-        elif known is None: parts[part].update({name.removeprefix(f'{part}.'): tensor}) if part in parts else rest.append(name)
-        else:
-            ours = names[known][1] + name.removeprefix(known).replace('attention.proj', 'attn.proj')
-            if '.attention.query.' in name: ours, tensor = ours.replace('attention.query', 'attn.qkv'), [name.replace('query', k) for k in ('query', 'key', 'value')]
-            if not any(f'.attention.{k}.' in name for k in ('key', 'value')): parts[part][ours] = torch.cat([tensors[n] for n in tensor]) if isinstance(tensor, list) else tensor
-    return Stored('huggingface', {p: t for p, t in parts.items() if t}, _huggingface_config(config), {'no part of encoder or predictor': rest} if rest else {})
-
-def _huggingface_config(c) -> dict:
-    "Our configurations from a `VJEPA2Config`"
-    if c is None: return {}
-    if c.get('model_type') != 'vjepa2': raise ValueError(f"the folder holds a model of type '{c.get('model_type')}', not 'vjepa2'")
-    return dict(encoder=dict(num_frames=c['frames_per_clip'], height=c['crop_size'], width=c['crop_size'], patch_size=c['patch_size'], tubelet_size=c['tubelet_size'], embed_dim=c['hidden_size'],
-                             depth=c['num_hidden_layers'], num_heads=c['num_attention_heads'], mlp_ratio=c['mlp_ratio'], norm_eps=c['layer_norm_eps'], positions='rope'),
-                predictor=dict(embed_dim=c['pred_hidden_size'], depth=c['pred_num_hidden_layers'], num_heads=c['pred_num_attention_heads'], mlp_ratio=c['pred_mlp_ratio'], num_mask_tokens=c['pred_num_mask_tokens']))
 
 # %% ../nbs/09_checkpoint.ipynb #d157ad74
 _clips = {(8, 224), (16, 224), (16, 256), (16, 384), (64, 256), (64, 384)} # frames and pixels of published models
@@ -266,13 +241,15 @@ def load_checkpoint(
     tensors, config = dict(stored.parts[part]), _encoder_config(stored, part, encoder)
     if config.positions == 'rope' and tensors.pop('pos_embed', None) is not None: report.notes.append(f'{part}.pos_embed is stored, but positions are rotations: not used')
     if not stored.config and 'num_heads' not in encoder and not heads_of(config.embed_dim, config.depth, config.mlp_ratio)[1]: report.notes.append(f'{config.num_heads} heads assumed: this size is not in SIZES; num_heads=... says otherwise')
+    if not stored.config and config.positions != 'sincos' and not {'num_frames', 'height', 'width'} <= set(encoder): report.notes.append(f'a clip of {config.num_frames}x{config.height}x{config.width} assumed; num_frames=..., height=..., width=... say otherwise')
     if rest := stored.more.get('no part of encoder or predictor'): report.notes.append(f'{len(rest)} tensors are of no part ({rest[0]}, ...)')
     own = {k: v for k, v in encoder.items() if k not in ('num_frames', 'height', 'width')} # the clip that the tables are made for
     made_for = config if 'pos_embed' not in tensors or tensors['pos_embed'].shape[1] == config.grid.tokens else _encoder_config(stored, part, own)
     _resize(tensors, 'pos_embed', made_for, config, report, part)
     model = fill(lambda: Encoder(config), tensors, report, part, partial)
     guess = None
-    if 'predictor' in stored.parts:
+    if any(n.startswith('transformer_decoder.') for n in stored.parts.get('predictor', {})): report.notes.append("pico-JEPA's predictor is left out (jepa.pico reads it)")
+    elif 'predictor' in stored.parts:
         tensors = dict(stored.parts['predictor'])
         c = PredictorConfig.from_dict({**stored.config['predictor'], **(predictor or {})}) if 'predictor' in stored.config else predictor_config_of(tensors, config, **(predictor or {}))
         _resize(tensors, 'predictor_pos_embed', made_for, config, report, 'predictor')
@@ -340,24 +317,8 @@ def _save_huggingface(path, encoder, predictor, e, p, more):
     if c.positions != 'rope' or c.levels or c.rope_tables != 'tiled' or c.rope_side: raise ValueError(f'VJEPA2Model is V-JEPA 2; this encoder has positions {c.positions}, tables {c.rope_tables}, {len(c.levels)} levels')
     if predictor is None: raise ValueError('VJEPA2Model has a predictor, and this model has none; use the layout jepa')
     if c.height != c.width: raise ValueError(f'VJEPA2Model is for square clips, not {c.height}x{c.width}')
-    q = predictor.config
-    config = dict(model_type='vjepa2', architectures=['VJEPA2Model'], patch_size=c.patch_size, crop_size=c.height, frames_per_clip=c.num_frames, tubelet_size=c.tubelet_size, hidden_size=c.embed_dim,
-                  num_attention_heads=c.num_heads, num_hidden_layers=c.depth, mlp_ratio=c.mlp_ratio, layer_norm_eps=c.norm_eps, pred_hidden_size=q.embed_dim, pred_num_attention_heads=predictor.num_heads,
-                  pred_num_hidden_layers=q.depth, pred_num_mask_tokens=q.num_mask_tokens, pred_mlp_ratio=q.mlp_ratio, pred_zero_init_mask_tokens=q.zero_init, **({'jepa': more} if more else {}))
-    tensors = _to_huggingface(e, 'encoder') | _to_huggingface({n: t for n, t in p.items() if not n.startswith('mask_tokens.')}, 'predictor')
-    tensors['predictor.embeddings.mask_tokens'] = torch.stack([p[f'mask_tokens.{i}'] for i in range(q.num_mask_tokens)])
-    with write_beside(path/'model.safetensors') as temporary: save_file(tensors, temporary, metadata=dict(format='pt'))
-    write_json(path/'config.json', config)
-
-def _to_huggingface(state, part) -> dict:
-    "Hugging Face's names; `qkv` in three"
-    out = {}
-    for name, tensor in state.items():
-        ours = next(p for p in _huggingface[part] if name.startswith(p))
-        theirs = _huggingface[part][ours] + name.removeprefix(ours).replace('attn.proj', 'attention.proj')
-        if 'attn.qkv' in theirs: out |= {theirs.replace('attn.qkv', f'attention.{k}'): t.contiguous() for k, t in zip(('query', 'key', 'value'), tensor.chunk(3))}
-        else: out[theirs] = tensor
-    return out
+    with write_beside(path/'model.safetensors') as temporary: save_file(to_huggingface(e, p), temporary, metadata=dict(format='pt'))
+    write_json(path/'config.json', config_to_huggingface(c, predictor.config, predictor.num_heads) | ({'jepa': more} if more else {}))
 
 # %% ../nbs/09_checkpoint.ipynb #b3800c04
 def convert(

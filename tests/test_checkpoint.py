@@ -307,3 +307,16 @@ def test_fetch_knows_the_names(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr('huggingface_hub.snapshot_download', lambda repo, local_dir, allow_patterns: asked.append(repo) or str(local_dir))
     assert fetch(repositories[0], tmp_path) == tmp_path/'vjepa2-vitl-fpc64-256' and asked == ['facebook/vjepa2-vitl-fpc64-256']
+
+
+def test_a_pico_run_opens_without_its_predictor(tmp_path):
+    from jepa.cli import open_encoders
+    from jepa.pico import new_pico, pico_config, pico_optimizer
+    from jepa.predictor import PredictorConfig
+    config = pico_config('published', num_frames=4, pixels=32, encoder=encoder_config('toy', num_frames=4, height=32, width=32, positions='learned'), predictor=PredictorConfig(embed_dim=48, depth=1, num_heads=3, num_mask_tokens=1))
+    pico = new_pico(config)
+    torch.save(training_state(pico, pico_optimizer(pico), config=json.loads(json.dumps(config.to_dict()))), tmp_path/'checkpoint.pt')
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.predictor is None and loaded.report.complete and any('pico' in n for n in loaded.report.notes) and same(loaded.encoder, pico.target_encoder)
+    encoders, clip = open_encoders(tmp_path)
+    assert clip == config.clip and same(encoders['untrained'], pico.encoder)
