@@ -211,7 +211,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'jepa.datasets._queues': ('datasets.html#_queues', 'jepa/datasets.py'),
                                'jepa.datasets._sample': ('datasets.html#_sample', 'jepa/datasets.py'),
                                'jepa.datasets._seen': ('datasets.html#_seen', 'jepa/datasets.py'),
-                               'jepa.datasets._target': ('datasets.html#_target', 'jepa/datasets.py'),
+                               'jepa.datasets._targets': ('datasets.html#_targets', 'jepa/datasets.py'),
                                'jepa.datasets._turn': ('datasets.html#_turn', 'jepa/datasets.py'),
                                'jepa.datasets._write_lists': ('datasets.html#_write_lists', 'jepa/datasets.py'),
                                'jepa.datasets.draw_part': ('datasets.html#draw_part', 'jepa/datasets.py'),

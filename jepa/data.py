@@ -273,7 +273,7 @@ def _read_ssv2(root):
     folder = Path(root)/'labels' if (Path(root)/'labels').is_dir() else Path(root)
     lists = {split: next(iter(sorted(folder.glob(f'*{split}.json'))), None) for split in ('labels', 'train', 'validation')}
     if not lists['train'] and not lists['validation']: raise FileNotFoundError(f'{folder}: neither train.json nor validation.json')
-    where = {p.stem: p.relative_to(root).as_posix() for p in sorted(Path(root).rglob('*.webm'))}
+    where = {p.stem: p.relative_to(root).as_posix() for p in media_files(root) if p.suffix == '.webm'}
     rows = []
     for split in ('train', 'validation'):
         for n, entry in enumerate(_json(lists[split]) if lists[split] else [], 1):

@@ -182,11 +182,9 @@ def request(
         if len(each) != len(split): raise ValueError(f"{len(each)} numbers per class for the {len(split)} splits {', '.join(split)}")
         names = int(text) if text.isdigit() else tuple(classes if not text else class_names(text) if Path(text).is_file() else [n.strip() for n in text.split(',')])
         wanted = dict(classes=names, counts=dict(zip(split, each)))
+    if wanted['classes'] == 0 or any(n < 1 for n in wanted['counts'].values() if isinstance(n, int)): raise ValueError('classes and files per class must be at least 1')
     cut = lambda n: {k: cut(v) for k, v in n.items()} if isinstance(n, dict) else max(n//shrink, 1)
-    wanted = Request(wanted['classes'], cut(wanted['counts']), seed, fewer)
-    for s in wanted.counts:
-        if wanted.classes == 0 or isinstance(wanted.counts[s], int) and wanted.counts[s] < 1: raise ValueError('classes and files per class must be at least 1')
-    return wanted
+    return Request(wanted['classes'], cut(wanted['counts']), seed, fewer)
 
 # %% ../nbs/16_datasets.ipynb #6b148497
 def _turn(seed, split, path): return hashlib.sha256(f'{seed}/{split}/{Path(path).stem}'.encode()).hexdigest()
@@ -311,7 +309,7 @@ def make_part(
     broken = pd.read_csv(failures).path.tolist() if failures.exists() else []
     part = draw_part(manifest, wanted, broken, workers, progress)
     write_json(out/'plan.json', plan)
-    names = [_target(row, how) for row in part.table.itertuples()]
+    names = _targets(part, how)
     jobs = [(str(part.file(i)), str(out/name), how, side) for i, name in enumerate(names) if not (out/name).exists()]
     for (file, *_), result in tqdm(decode_safely(jobs, _place, workers), total=len(names), initial=len(names) - len(jobs), desc=out.name, unit='file', disable=not progress):
         if isinstance(result, VideoError): broken.append(file); pd.DataFrame(dict(path=broken)).to_csv(failures, index=False)
@@ -321,8 +319,12 @@ def make_part(
     with write_beside(out/'README.md') as temporary: temporary.write_text(_card(made, wanted, manifest, recognise(manifest), how, counts))
     return made
 
-def _target(row, how):
-    "Where a file comes to lie in the part"
-    name = Path(row.path)
-    suffix = '.mp4' if how == 'transcode' and name.suffix.lower() in video_suffixes else name.suffix
-    return f"{row.split}/{row.class_name.replace('/', '_')}/{name.stem}{suffix}"
+def _targets(part, how):
+    "Where the files of a part come to lie; a name that two files of a class share is told apart by where they were"
+    def one(row, mark=''):
+        name = Path(row.path)
+        suffix = name.suffix if how != 'transcode' or name.suffix.lower() in ('.jpg', '.jpeg', '.png') else '.jpg' if name.suffix.lower() in image_suffixes else '.mp4'
+        return f"{row.split}/{row.class_name.replace('/', '_')}/{name.stem}{mark}{suffix}"
+    rows = list(part.table.itertuples())
+    times = Counter(map(one, rows))
+    return [one(row) if times[one(row)] == 1 else one(row, f'-{short_hash(row.path, 6)}') for row in rows]

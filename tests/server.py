@@ -14,6 +14,11 @@ def serving():
     site = Site()
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_): pass
+        def do_HEAD(self):
+            if self.path not in site.files: return self.send_error(404)
+            self.send_response(200)
+            self.send_header('Content-Length', str(len(site.files[self.path])))
+            self.end_headers()
         def do_GET(self):
             asked = self.headers.get('Range')
             site.asked.append((self.path, asked))
