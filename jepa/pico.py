@@ -225,22 +225,31 @@ def pico_videos(
     val_shrink:int=1, # divides the numbers of validation videos
     dataset:str='',   # a manifest, list or folder with `train` and `val` that has the paper's classes; the embedded dataset by default
     pixels:int=112, level:str='easy', # of the embedded dataset's files
+    test:int=0,       # further videos per class that no rule is fitted on; the split `test` of a dataset
     seed:int=0, progress:bool=True
-)->dict[str, Manifest]: # pretraining, train, val
+)->dict[str, Manifest]: # pretraining, train, val, and test if asked for
     "The videos of Table 1: ten classes to pretrain on, four of them to classify"
     paper = published('pico_classes').set_index('class_name')
     names = {c: c for c in paper.index} if dataset else PICO_ACTIONS
-    if dataset:
-        m = read_manifest(dataset)
-        m = Manifest(m.table.assign(class_name=m.table.class_name.str.replace('[ -]', '_', regex=True)), m.root, [c.replace(' ', '_').replace('-', '_') for c in m.classes])
-    else:
-        most = int(np.ceil(paper.pretraining_videos.max()/shrink)), int(paper.validation_videos.max()//val_shrink)
-        make = lambda actions, train, val: make_actions(ActionsConfig(classes=tuple(actions), train=train, val=val, size=pixels, level=level), progress=progress)
-        val = read_manifest(make([PICO_ACTIONS[c] for c in paper.index[paper.train_videos.notna()]], 0, most[1]))
-        train = read_manifest(make(PICO_ACTIONS.values(), most[0], 0))
-        m = Manifest(pd.concat([train.table, val.table]).assign(label=lambda t: [list(PICO_ACTIONS.values()).index(c) for c in t.class_name]), train.root, list(PICO_ACTIONS.values()))
+    m = _of_dataset(dataset) if dataset else _of_actions(paper, shrink, val_shrink, pixels, level, test, progress)
     counts = lambda column, by: {names[c]: max(1, round(n/by)) for c, n in paper[column].dropna().items()}
-    return dict(pretraining=_take(m.split('train'), counts('pretraining_videos', shrink), seed), train=_take(m.split('train'), counts('train_videos', shrink), seed), val=_take(m.split('val'), counts('validation_videos', val_shrink), seed))
+    found = dict(pretraining=_take(m.split('train'), counts('pretraining_videos', shrink), seed), train=_take(m.split('train'), counts('train_videos', shrink), seed), val=_take(m.split('val'), counts('validation_videos', val_shrink), seed))
+    return found | dict(test=_take(m.split('test'), dict.fromkeys(found['val'].classes, test), seed)) if test else found
+
+def _of_dataset(dataset):
+    "A dataset whose class names are written as in the paper"
+    m = read_manifest(dataset)
+    return Manifest(m.table.assign(class_name=m.table.class_name.str.replace('[ -]', '_', regex=True)), m.root, [c.replace(' ', '_').replace('-', '_') for c in m.classes])
+
+def _of_actions(paper, shrink, val_shrink, pixels, level, test, progress):
+    "The embedded stand-in; test clips come after those of val"
+    four, val = [PICO_ACTIONS[c] for c in paper.index[paper.train_videos.notna()]], int(paper.validation_videos.max()//val_shrink)
+    made = lambda classes, **n: read_manifest(make_actions(ActionsConfig(classes=tuple(classes), size=pixels, level=level, **n), progress=progress))
+    tables = [made(PICO_ACTIONS.values(), train=int(np.ceil(paper.pretraining_videos.max()/shrink)), val=0), made(four, train=0, val=val)]
+    held = [m.table for m in tables]
+    if test: held.append(made(four, train=0, val=val + test).table.query('path not in @held[1].path').assign(split='test'))
+    names = list(PICO_ACTIONS.values())
+    return Manifest(pd.concat(held).assign(label=lambda t: [names.index(c) for c in t.class_name]), tables[0].root, names)
 
 # %% ../nbs/21_pico.ipynb #ad6a710a
 def pool_change(
