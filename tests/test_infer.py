@@ -81,8 +81,7 @@ def test_a_missing_name_names_its_line(tmp_path):
 def test_looks_stand_for_all_segments_and_crops(folder, classifier):
     clip = classifier.clip(8, 3, 2)
     for name, expected in (('0.mp4', 24), ('1.mp4', 6), ('2.mp4', 3), ('3.mp4', 8)): # wide; short and square; shorter than a clip, and tall; square
-        frames, _ = decode_clips(folder/name, clip)
-        seen = list(looks(frames, clip))
+        seen = list(looks(*decode_segments(folder/name, clip)[:2], clip))
         assert len(seen) == expected and sum(weight for _, weight in seen) == pytest.approx(1) and all(x.shape == (4, 3, 32, 32) for x, _ in seen)
 
 
@@ -116,11 +115,11 @@ def test_tables_say_the_same(whole, place):
         assert [a['class'] for a in r['top']] == [row[f'class_{k}'] for k in range(1, 6)] and sum(a['probability'] for a in r['top']) == pytest.approx(1, abs=1e-4)
 
 
-def sleeping(path, *job):
+def sleeping(path, *job, **options):
     "A decoder that hangs on one file and crashes on another"
     if Path(path).name == '1.mp4': time.sleep(60)
     if Path(path).name == '2.mp4': os._exit(3)
-    return decode_clips(path, *job)
+    return decode_clips(path, *job, **options)
 
 
 def test_a_hanging_and_a_crashing_decoder_cost_only_their_file(folder, classifier, monkeypatch):
