@@ -342,13 +342,13 @@ def test_probe_features_of_a_stream(place, shards):
 
 @pytest.mark.slow
 def test_from_a_kinetics_folder_to_table_2(place, tmp_path):
-    root = trees.kinetics(tmp_path/'kinetics400', {f'class {c}': dict(train=5, val=3) for c in 'abcdefghi'})
+    root = trees.kinetics(tmp_path/'kinetics400', {f'class {c}': dict(train=9, val=5) for c in 'abcdefghi'})
     jepa_command('data', 'index', root)
-    jepa_command('data', 'nano', '--from', root/'manifest.csv', '--classes', 'nano-table2', '--shrink', 25, '--out', tmp_path/'nano')
-    small = dict(videos=8, epochs=1, num_frames=4, stride=2, pixels=32, patch_size=8, predictor_dim=24, predictor_depth=1, video_pixels=36, monitor_clips=8, batch_size=4, copies=1, segments=1, views=1, scratch_epochs=1, shrink=25,
+    jepa_command('data', 'nano', '--from', root/'manifest.csv', '--classes', 'nano-table2', '--shrink', 12, '--out', tmp_path/'nano')
+    small = dict(videos=8, epochs=1, num_frames=4, stride=2, pixels=32, patch_size=8, predictor_dim=24, predictor_depth=1, video_pixels=36, monitor_clips=8, batch_size=4, copies=1, segments=1, views=1, scratch_epochs=1, shrink=12,
                  dataset=tmp_path/'nano'/'manifest.csv', pretraining=root/'manifest.csv')
     shown = cli.invoke(app, ['reports', 'run', 'nano_tab2_videos', '--tier', 'paper', *(w for k, v in small.items() for w in ('--set', f'{k}={v}'))])
     assert '1 made' in shown.stdout, shown.output
     record = json.loads((place/'results/paper/nano_tab2_videos.json').read_text())
     table = pd.read_csv(place/'results/paper/nano_tab2_videos/controls.csv')
-    assert record['finding'] and table.query("model == 'C' and encoder == 'pretrained'").n.tolist() == [16] and 'nano/manifest.csv' in record['finding']
+    assert record['finding'] and table.query("model == 'C' and encoder == 'pretrained'").n.tolist() == [32] and 'nano/manifest.csv' in record['finding']
