@@ -79,6 +79,11 @@ class Shards(Manifest):
     def files_key(self): return short_hash(self.table[['path', *members]].values.tolist())
     def clips(self, clip, augment=Augment(), seed=0, progress=True): return ShardClips(self, clip, augment, seed=seed)
     def missing(self): return sorted({s for s in self.table['shard'] if not (self.root/s).exists()}) if not self.source else []
+    def select(self, classes=None, per_class=None, n=None, seed=0):
+        "As of any manifest; `n` files alone come from the first shards, a random part themselves, so that few are fetched"
+        if n is None or classes is not None or per_class is not None: return Manifest.select(self, classes, per_class, n, seed)
+        before = self.table.groupby('shard').size().sort_index().cumsum().shift(fill_value=0)
+        return Manifest.select(self.where(self.table['shard'].isin(before.index[before < 4*n])), n=n, seed=seed)
     @property
     def source(self):
         "Where shards that are not here come from: dict(url, keep), or nothing"
@@ -100,7 +105,7 @@ def remote_shards(
 )->Shards:
     "Shards of a web server: the index now, each shard when it is read"
     out = Path(out)
-    if keep < 1: raise ValueError(f'keep must be at least 1, not {keep}')
+    if keep <= ShardClips.window: raise ValueError(f'keep must be more than the {ShardClips.window} shards that are shuffled together, not {keep}')
     for name in ('index.csv', 'shards.json'): download(f'{url.rstrip("/")}/{name}', out/name, progress=progress)
     write_json(out/'source.json', dict(url=url.rstrip('/'), keep=keep))
     return read_shards(out)
@@ -112,7 +117,6 @@ class ShardClips(Clips):
         super().__init__(manifest, clip, augment, cache, seed, decoder)
         self._members, self._source = self.manifest.table[members].values.tolist(), self.manifest.source
         self._of = {shard: rows.tolist() for shard, rows in self.manifest.table.groupby('shard', sort=True).groups.items()}
-        if self._source: self.window = min(self.window, max(self._source['keep'] - 1, 1))
 
     def order(self, epoch, seed):
         "Shards in random order; within each window of them, files in random order"

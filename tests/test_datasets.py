@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 import jepa._fetch, jepa.datasets
 from jepa._download import DownloadError
 from jepa._fetch import fetch, from_youtube
-from jepa._shards import index_tars, read_shards, remote_shards, write_shards
+from jepa._shards import ShardClips, read_shards, remote_shards, write_shards
 from jepa.cli import app
 from jepa.data import *
 from jepa.datasets import *
@@ -319,17 +319,23 @@ def test_shards_of_other_programs(shards, tmp_path):
     found = read_manifest(tmp_path)
     assert found.table.label.tolist() == shards.table.label.tolist() and found.table.offset.tolist() == shards.table.offset.tolist()
 
-def test_shards_of_a_server_take_little_room(place, shards, tmp_path):
+def test_shards_of_a_server_take_little_room(place, shards, tmp_path, monkeypatch):
     with serving() as site:
         for f in shards.root.iterdir(): site[f'd/{f.name}'] = f.read_bytes()
+        assert 'more than the 8 shards' in refused('data', 'shards', '--at', site.url + 'd', '--keep', 2, '--out', tmp_path/'s')
+        monkeypatch.setattr(ShardClips, 'window', 1)
         jepa_command('data', 'shards', '--at', site.url + 'd', '--keep', 2, '--out', tmp_path/'s')
         remote = read_manifest(tmp_path/'s')
         clips, local = remote.clips(clip, seed=3), shards.clips(clip, seed=3)
-        clips.window = local.window = 1
         assert remote.hash == shards.hash and not remote.missing()
         for a, b in zip(loader(clips, 4, workers=0), loader(local, 4, workers=0)):
             assert a['clip'].equal(b['clip']) and len(list((tmp_path/'s').glob('*.tar'))) <= 2
         assert sum(p.endswith('.tar') for p, _ in site.asked) <= shards.table['shard'].nunique() + 1 # each once: order keeps to a shard
+
+def test_few_files_come_from_few_shards(shards):
+    some = shards.select(n=2)
+    assert len(some) == 2 and set(some.table['shard']) <= set(sorted(set(shards.table['shard']))[:4]) and some.hash == shards.select(n=2).hash
+    with pytest.raises(ValueError, match='wanted'): shards.select(n=1000)
 
 def test_probe_features_of_a_stream(place, shards):
     from jepa.encoder import Encoder, EncoderConfig, SIZES
