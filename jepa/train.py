@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['StepValues', 'Plan', 'param_groups', 'make_optimizer', 'StepResult', 'train_step', 'TrainConfig', 'train_config',
            'strip_prefix', 'training_state', 'load_training_state', 'encoder_config_of', 'load_encoder', 'monitor',
-           'Run', 'new_jepa', 'run_folder', 'plot_run', 'make_accelerator', 'own_part', 'pretrain']
+           'Run', 'new_jepa', 'run_folder', 'plot_run', 'whiten_patches', 'put_patches', 'make_accelerator', 'own_part',
+           'pretrain']
 
 # %% ../nbs/08_train.ipynb #f2680ee7
 import json, math, pickle, time
@@ -38,7 +39,7 @@ class StepValues(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan(Config):
-    "Schedules in steps; `Plan.of(config, steps_per_epoch)` makes one from a training configuration"
+    "Schedules in steps; `TrainConfig.plan(steps_per_epoch)` makes one"
     start_lr: float = 2e-4
     ref_lr: float = 6.25e-4
     final_lr: float = 1e-6
@@ -122,6 +123,8 @@ class TrainConfig(Config):
     clip_grad: float = 10.      # 0: never; applied after the warm-up
     loss_exp: float = 1.
     reg_coeff: float = 0.
+    objective: Objective = Objective()
+    whiten: bool = False        # the patch embedding starts with outputs that are uncorrelated over the data (see `whiten_patches`)
     max_skipped_steps: int = 10 # steps without a finite loss that end the run
     monitor_clips: int = 256    # clips that the meters look at after every epoch
     seed: int = 0
@@ -141,12 +144,13 @@ class TrainConfig(Config):
 def train_config(
     size:str='tiny', num_frames:int=16, stride:int=4, pixels:int=224, patch_size:int=16,
     flip:bool=True,  # mirror half of the clips
+    positions:str='sincos', # or `rope`, `learned`
     segments:int=1,  # temporal positions kept in the clip cache
     **changes        # any field of `TrainConfig`
 )->TrainConfig:
     "A configuration from the few numbers that change most"
     clip = ClipConfig(num_frames=num_frames, stride=stride, size=pixels, segments=segments)
-    encoder = encoder_config(size, num_frames=num_frames, height=pixels, width=pixels, patch_size=patch_size)
+    encoder = encoder_config(size, num_frames=num_frames, height=pixels, width=pixels, patch_size=patch_size, positions=positions)
     return TrainConfig.from_dict({**dict(encoder=encoder, clip=clip, augment=Augment(train=True, flip=flip)), **changes})
 
 # %% ../nbs/08_train.ipynb #b72c26af
@@ -241,7 +245,11 @@ class Run:
     @property
     def meters(self) -> pd.DataFrame: return pd.read_csv(self.folder/'meters.csv')
     def state(self) -> dict: return torch.load(self.folder/'checkpoint.pt', weights_only=True, map_location='cpu', mmap=True)
-    def untrained(self) -> Jepa: return new_jepa(self.config)
+    def untrained(self) -> Jepa:
+        "The model before the first step"
+        jepa, patches = new_jepa(self.config), self.folder/'patches.pt'
+        if patches.exists(): put_patches(jepa, torch.load(patches, weights_only=True))
+        return jepa
     def model(self) -> Jepa:
         "The trained model"
         jepa = new_jepa(self.config)
@@ -250,7 +258,7 @@ class Run:
 
 def new_jepa(config:TrainConfig) -> Jepa:
     "The untrained model of a configuration; the same for the same seed"
-    with seeded(config.seed, 'weights'): return Jepa(config.encoder, config.predictor, config.loss_exp, config.reg_coeff)
+    with seeded(config.seed, 'weights'): return Jepa(config.encoder, config.predictor, config.loss_exp, config.reg_coeff, config.objective)
 
 def run_folder(config:TrainConfig, manifest:Manifest, name:str='pretrain') -> Path:
     "Where a run lives: named by what it computes"
@@ -274,6 +282,32 @@ def plot_run(metrics:pd.DataFrame, meters:pd.DataFrame):
         axes[3].set(title=f'kNN accuracy, % (n={n}, 95 % interval)', xlabel='epoch', ylim=(0, None))
     else: axes[3].plot(meters.epoch, meters.clip_std, marker='o', ms=3); axes[3].set(title='standard deviation over clips', xlabel='epoch', ylim=(0, None))
     return fig
+
+# %% ../nbs/08_train.ipynb #de6e7a5e
+@torch.no_grad()
+def whiten_patches(
+    encoder:EncoderConfig, clips, # (n, C, T, H, W)
+    floor:float=0.05,             # added to the eigenvalues
+    seed:int=0                    # of the rotation
+)->dict[str, torch.Tensor]: # `weight` and `bias` of the patch embedding, and the `spectrum`
+    "A patch embedding whose outputs are uncorrelated and of equal variance over `clips`"
+    x = patchify(clips, encoder.patch_size, encoder.tubelet_size).flatten(0, 1).double()
+    mean = x.mean(0)
+    values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean)/len(x))
+    values, vectors = values.flip(0), vectors.flip(1)
+    n = min(encoder.embed_dim, x.shape[1])
+    weight = torch.zeros(encoder.embed_dim, x.shape[1], dtype=torch.float64)
+    weight[:n] = (vectors[:, :n]/(values[:n] + floor).sqrt()).T
+    turn = torch.linalg.qr(torch.randn(encoder.embed_dim, encoder.embed_dim, dtype=torch.float64, generator=generator(seed, 'whiten')))[0]
+    weight = turn @ weight
+    return dict(weight=weight.float(), bias=-(weight @ mean).float(), spectrum=values.float())
+
+@torch.no_grad()
+def put_patches(jepa:Jepa, patches:dict):
+    "Give both encoders this patch embedding"
+    for encoder in (jepa.encoder, jepa.target_encoder):
+        proj = encoder.patch_embed.proj
+        proj.weight.copy_(patches['weight'].view_as(proj.weight)); proj.bias.copy_(patches['bias'])
 
 # %% ../nbs/08_train.ipynb #6a80c687
 _precisions = dict(float32='no', bfloat16='bf16', float16='fp16')
@@ -327,8 +361,12 @@ def pretrain(
     steps_per_epoch = len(clips)//config.batch_size
     if not steps_per_epoch: raise ValueError(f'{len(clips)} readable clips are less than one batch of {config.batch_size}; lower batch_size or add videos')
     write_json(run.folder/'config.json', identity)
-    watched = Clips(manifest.select(n=min(config.monitor_clips, len(manifest)), seed=0), config.clip.replace(segments=1), config.augment.replace(train=False), seed=0,
-                    cache=build_cache(manifest.select(n=min(config.monitor_clips, len(manifest)), seed=0), config.clip.replace(segments=1), progress=progress))
+    some, still = manifest.select(n=min(config.monitor_clips, len(manifest)), seed=0), config.clip.replace(segments=1)
+    watched = Clips(some, still, config.augment.replace(train=False), seed=0, cache=build_cache(some, still, progress=progress))
+    for leftover in run.folder.glob('.*.tmp'): leftover.unlink() # of a killed process
+    if config.whiten and not (run.folder/'patches.pt').exists():
+        clips_seen = torch.cat([b['clip'] for b in loader(watched, 32, shuffle=False, drop_last=False)])
+        with write_beside(run.folder/'patches.pt') as temporary: torch.save(whiten_patches(config.encoder, clips_seen, seed=config.seed), temporary)
     _loop(run, config, clips, watched, config.plan(steps_per_epoch), steps_per_epoch, save_seconds, on_epoch, progress)
     return run
 
@@ -345,7 +383,7 @@ def _difference(a:dict, b:dict, where:str='') -> str:
 def _loop(run, config, clips, watched, plan, steps_per_epoch, save_seconds, on_epoch, progress):
     "Epochs and steps"
     accelerator = make_accelerator()
-    jepa = new_jepa(config).to(accelerator.device)
+    jepa = run.untrained().to(accelerator.device)
     optimizer = make_optimizer(jepa)
     rows, meter_rows, step = [], [], 0
     if (run.folder/'checkpoint.pt').exists():
@@ -355,7 +393,7 @@ def _loop(run, config, clips, watched, plan, steps_per_epoch, save_seconds, on_e
     model, optimizer = accelerator.prepare(jepa, optimizer)
     jepa = accelerator.unwrap_model(model)
     main, grid, skipped = accelerator.is_main_process, config.encoder.grid, sum(not r['finite'] for r in rows)
-    look = lambda epoch: meter_rows.append(dict(epoch=epoch, **monitor(jepa, loader(watched, 32, shuffle=False, drop_last=False), config.masks, config.seed, accelerator.autocast)))
+    look = lambda epoch: main and meter_rows.append(dict(epoch=epoch, **monitor(jepa, loader(watched, 32, shuffle=False, drop_last=False), config.masks, config.seed, accelerator.autocast)))
     save = lambda epoch: main and _save(run, jepa, optimizer, config, rows, meter_rows, epoch, step)
     if not meter_rows: look(0)
     bar = tqdm(total=config.epochs*steps_per_epoch, initial=step, desc=run.folder.name, unit='step', disable=not (progress and main))
