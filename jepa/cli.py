@@ -236,7 +236,7 @@ def labelled_parts(
 )->dict: # {'train': Manifest, 'val': Manifest}
     "Training and validation videos with the same labels and no common file"
     from jepa.core import nearest
-    from jepa.data import Manifest, read_manifest
+    from jepa.data import read_manifest
     if bool(videos) == bool(train or val) or bool(train) != bool(val): raise ValueError('say which videos: either VIDEOS with the splits train and val, or both --train and --val')
     def part(path, *names):
         manifest = read_manifest(path, layout)
@@ -252,7 +252,7 @@ def labelled_parts(
     files = [{os.path.realpath(m.root/p) for p in m.table.path} for m in (learn, look)]
     if both := files[0] & files[1]: raise ValueError(f'{len(both)} files are in train and in val, such as {Path(min(both)).name}')
     learn = learn.relabel()
-    return dict(train=learn, val=Manifest(look.table.assign(label=[learn.classes.index(n) for n in look.table.class_name]), look.root, learn.classes))
+    return dict(train=learn, val=type(look)(look.table.assign(label=[learn.classes.index(n) for n in look.table.class_name]), look.root, learn.classes))
 
 # %% ../nbs/15_cli.ipynb #21b20eb6
 def write_probe(
@@ -301,14 +301,14 @@ def probe(
 ):
     "Train a classifier on a frozen encoder and, as control, on the same encoder untrained; accuracies with n and 95 % intervals."
     from jepa.core import load_settings, short_hash
-    from jepa.data import Augment, Clips, build_cache
+    from jepa.data import Augment
     from jepa.probe import ProbeConfig, features, fingerprint, fit_probe, paired_difference, save_probe
     config = ProbeConfig.from_dict({'kind': kind, **option_changes(epochs=epochs, seed=seed), **parameters(set_ or [])})
     parts, bar = labelled_parts(videos, train, val, layout), sys.stderr.isatty()
     encoders, clip = open_encoders(checkpoint)
     clip = clip.replace(stride=stride or clip.stride, segments=1, views=1)
     plans = dict(train=(clip, Augment(train=copies > 0, flip=flip)), val=(clip.replace(segments=segments, views=views), Augment(train=False)))
-    clips = {name: Clips(parts[name], c, augment, cache=build_cache(parts[name], c, progress=bar)) for name, (c, augment) in plans.items()}
+    clips = {name: parts[name].clips(c, augment, progress=bar) for name, (c, augment) in plans.items()}
     for name, c in clips.items():
         if len(c) < len(parts[name]): typer.echo(f'{len(parts[name]) - len(c)} of {len(parts[name])} {name} videos could not be decoded: {c.cache.folder}/skipped.csv', err=True)
     found, fitted = {}, {}
@@ -458,7 +458,7 @@ def data_nano(
     part = make_part(read_manifest(given_source(source)), wanted, out, *(ways or ['link']), side=transcode or 224, progress=sys.stderr.isatty())
     listed = out.resolve()/'manifest.csv'
     typer.echo(f'{part}\n{listed}\nNext: jepa pretrain {listed}, then jepa probe RUN {listed}')
-    if classes.startswith('nano-table2'): typer.echo(f'or: jepa reports run nano_tab2_videos --tier paper --set dataset={listed} --set pretraining={listed}')
+    if classes.startswith('nano-table2'): typer.echo(f'or: jepa reports run nano_tab2_videos --tier paper --set dataset={listed} --set pretraining={given_source(source).resolve()}')
 
 # %% ../nbs/15_cli.ipynb #0fee2cb6
 @data_app.command('fetch')
