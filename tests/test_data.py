@@ -65,6 +65,19 @@ def test_hmdb51_official_splits(tmp_path):
     put(tmp_path/'testTrainMulti_7030_splits', **{'wave_test_split1.txt': 'Film_wave_u_nm_np1_ba_med_0.avi 1\nFilm_wave.avi 7\n'})
     with pytest.raises(ValueError, match='wave_test_split1.txt, line 2'): read_manifest(tmp_path)
 
+def test_kinetics_with_official_lists(tmp_path):
+    head = 'label,youtube_id,time_start,time_end,split\n'
+    put(tmp_path, **{'annotations/train.csv': head + 'high kick,abc,12,22,train\n"a, b",d-_e,1.0,11.0,train\n', 'annotations/val.csv': head + 'high kick,gone,0,10,validate\nhigh kick,abc,12,22,validate\n'})
+    tree(tmp_path, 'train/abc_000012_000022.mp4', 'train/d-_e_000001_000011.mp4', 'val/new_000003_000013.mp4', '.partial/x_000001_000011.mp4')
+    m = read_manifest(tmp_path)
+    assert rows(m, *columns) == [['train/abc_000012_000022.mp4', 1, 'high kick', 'train', 'abc'], ['train/d-_e_000001_000011.mp4', 0, 'a, b', 'train', 'd-_e'],
+        ['val/gone_000000_000010.mp4', 1, 'high kick', 'val', 'gone'], ['val/new_000003_000013.mp4', -1, '', '', 'new']]
+    assert m.missing() == ['val/gone_000000_000010.mp4']
+    put(tmp_path, **{'annotations/val.csv': head + 'high kick,abc,12,22,validate\nhigh kick,abc,soon,22,validate\n'})
+    with pytest.raises(ValueError, match="val.csv, line 3: time_start 'soon'"): read_manifest(tmp_path)
+    put(tmp_path, **{'annotations/val.csv': 'label,youtube_id\nx,y\n'})
+    with pytest.raises(ValueError, match="val.csv, line 1: no column 'time_start'"): read_manifest(tmp_path)
+
 def test_something_something(tmp_path):
     tree(tmp_path, '20bn-something-something-v2/7.webm', '20bn-something-something-v2/8.webm')
     put(tmp_path/'labels', **{'labels.json': '{"Pushing something": "0", "Lifting something": "1"}', 'train.json': '[{"id": "7", "template": "Lifting [something]"}]', 'validation.json': '[{"id": 8, "template": "Pushing [something]"}]'})

@@ -344,6 +344,14 @@ def test_probe_features_of_a_stream(place, shards):
     found = features(encoder, shards.split('val').clips(clip, Augment(train=False)), progress=False)
     assert len(found.labels) == len(shards.split('val'))
 
+@pytest.mark.slow
+def test_probe_reads_shards_like_files(place, few, shards):
+    run = place/'runs'/'pretrained'
+    jepa_command('pretrain', few.root, '--out', run, '--size', 'toy', *'--num-frames 4 --stride 2 --pixels 32 --patch-size 8 --epochs 1 --batch-size 8 --set predictor.embed_dim=24 --set predictor.depth=1 --set monitor_clips=8'.split())
+    few.save(place/'few.csv')
+    said = [jepa_command('probe', run, where, *'--kind logistic --copies 0'.split()).splitlines()[:2] for where in (shards.root, place/'few.csv')]
+    assert said[0] == said[1] and 'n=6' in said[0][0]
+
 # ---- three commands
 
 @pytest.mark.slow
