@@ -102,7 +102,7 @@ def from_youtube(
     per_class:int=None, # the first so many of each class
     cookies=None,    # a cookies.txt file, for videos that ask who is there
     base:str=cvdf, timeout:float=300, progress:bool=True
-)->pd.DataFrame: # youtube_id, reason
+)->pd.DataFrame: # id, split, label, reason
     "Fetch the videos of the official list that are not there; failures are kept in `failures.csv` and not tried again until their rows are removed"
     import importlib.util
     if importlib.util.find_spec('yt_dlp') is None: raise DownloadError("--from-youtube needs the package yt-dlp: pip install 'jepa[youtube]' (and ffmpeg to cut)")
@@ -113,8 +113,8 @@ def from_youtube(
     for name in classes:
         if name not in names: raise KeyError(f"no class '{name}' in {split}; {nearest(name, names)}")
     file, taken, jobs = out/'failures.csv', {}, []
-    failures = pd.read_csv(file, dtype=str, keep_default_na=False) if file.exists() else pd.DataFrame(columns=['youtube_id', 'split', 'label', 'reason'])
-    gone = set(failures.youtube_id)
+    failures = pd.read_csv(file, dtype=str, keep_default_na=False) if file.exists() else pd.DataFrame(columns=['id', 'split', 'label', 'reason'])
+    gone = set(failures.id)
     for row in listed:
         if classes and row['label'] not in classes or row['youtube_id'] in gone or taken.get(row['label'], 0) == per_class: continue
         taken[row['label']] = taken.get(row['label'], 0) + 1

@@ -240,17 +240,24 @@ def draw_part(
     return Manifest(table.assign(label=table.class_name.map(label))[columns], manifest.root, list(names))
 
 # %% ../nbs/16_datasets.ipynb #43957e7c
+class _Frames:
+    "The frames of a video for `write_video`, a few at a time, with even height and width"
+    def __init__(self, video): self.video, self.shape = video, (len(video), video.height//2*2, video.width//2*2, 3)
+    def __iter__(self):
+        n, height, width, _ = self.shape
+        for k in range(0, n, 64): yield from np.ascontiguousarray(self.video.frames(range(k, min(k + 64, n)))[:, :height, :width])
+
 def transcode(
     source, target,
     side:int=224 # pixels of the short side; a smaller video keeps its size
 ):
     "Write a video as H.264, or an image as it was, no larger than asked"
     with open_video(source) as v: size = min(side, v.width, v.height)
-    with open_video(source, size=size) as v: frames, fps, still = v.frames(range(len(v))), v.fps, v.still
-    if still:
-        from PIL import Image
-        with write_beside(target) as temporary: Image.fromarray(frames[0]).save(temporary, format='PNG' if Path(target).suffix.lower() == '.png' else 'JPEG', quality=95)
-    else: write_video(target, frames[:, :frames.shape[1]//2*2, :frames.shape[2]//2*2], Fraction(fps or 25).limit_denominator(1001))
+    with open_video(source, size=size) as v:
+        if not v.still: return write_video(target, _Frames(v), Fraction(v.fps or 25).limit_denominator(1001))
+        image = v.frames([0])[0]
+    from PIL import Image
+    with write_beside(target) as temporary: Image.fromarray(image).save(temporary, format='PNG' if Path(target).suffix.lower() == '.png' else 'JPEG', quality=95)
 
 def _place(source, target, how, side):
     "One file, in one of three ways"

@@ -90,6 +90,18 @@ def test_imagenet_to_a_part(place, tmp_path):
     assert part.classes == ['n01440764', 'n01443537'] and per_class(part) == {(s, c): n for c in part.classes for s, n in (('train', 3), ('val', 2))}
     with open_video(part.file(0)) as v: assert (v.width, v.height, v.still) == (43, 32, True)
 
+def test_ucf101_and_hmdb51_with_their_splits(place, tmp_path):
+    ucf, hmdb = tmp_path/'ucf', tmp_path/'hmdb'
+    for g in (1, 8): trees.video(ucf/'UCF-101'/'Archery'/f'v_Archery_g{g:02d}_c01.avi', g)
+    for n in (0, 1): trees.video(hmdb/'wave'/f'Film_wave_u_nm_np1_ba_med_{n}.avi', n)
+    for name, text in {'ucf/ucfTrainTestlist/trainlist02.txt': 'Archery/v_Archery_g01_c01.avi 1\n', 'ucf/ucfTrainTestlist/testlist02.txt': 'Archery/v_Archery_g08_c01.avi\n',
+                       'hmdb/splits/wave_test_split2.txt': 'Film_wave_u_nm_np1_ba_med_0.avi 2\nFilm_wave_u_nm_np1_ba_med_1.avi 1\n'}.items():
+        (tmp_path/name).parent.mkdir(exist_ok=True); (tmp_path/name).write_text(text)
+    for root, kind in ((ucf, 'UCF101'), (hmdb, 'HMDB51')):
+        assert jepa_command('data', 'index', root, '--official-split', 2).startswith(kind + ': ')
+        jepa_command('data', 'nano', '--from', root/'manifest.csv', '--classes', 1, '--per-class', 1, '--split', 'train,test', '--out', root/'nano')
+        assert sorted(read_manifest(root/'nano'/'manifest.csv').table.split) == ['test', 'train'] and (root/'nano'/'test.csv').exists()
+
 def test_all_of_imagenet_has_readable_names(tmp_path):
     m = Manifest(pd.DataFrame([dict(path=f'train/n{i:08d}/{i}.JPEG', label=i, class_name=f'n{i:08d}', split='train') for i in range(1000)]))
     assert recognise(m) == 'ImageNet'
@@ -259,6 +271,7 @@ def test_from_youtube(place, cvdf, tmp_path, monkeypatch):
     assert failures.reason.tolist() == ['ERROR: video unavailable']*2 and failures.label.tolist() == ['y', 'y']
     assert len(from_youtube('kinetics700', 'val', tmp_path/'k', ['x'], cookies=tmp_path/'cookies.txt', base=cvdf.base, progress=False)) == 2 and len(list((tmp_path/'k'/'val').iterdir())) == 4
     assert "no class 'z'" in refused(*words, '--classes', 'z')
+    assert per_class(index_dataset(tmp_path/'k', **quiet).manifest) == {('val', 'x'): 4} # failures.csv is no official list
 
 # ---- shards
 
