@@ -68,6 +68,7 @@ class Stored(NamedTuple):
     config: dict # configurations, where the file has them
     more: dict   # epoch, loss and the like; names that belong to no part
 
+_prefixes = {'module.backbone.': 'vjepa1', 'backbone.': 'nano', 'module.': 'ijepa'}
 _parts = ('target_encoder', 'ema_encoder', 'encoder', 'predictor') # in this order `load_checkpoint` looks for an encoder
 
 def take_apart(path) -> Stored:
@@ -78,26 +79,25 @@ def take_apart(path) -> Stored:
         config = content['config'] if isinstance(content.get('config'), dict) else {}
         parts = {p: {'mask_tokens.0' if n == 'mask_token' else n: t for n, t in strip_prefix(state).items()} for p, state in nested.items()}
         more = {k: v for k, v in content.items() if isinstance(v, (int, float, str))}
-        return Stored('jepa' if config else _nested_layout(nested, parts), parts, config, more)
+        return Stored('jepa' if config else _layout(nested[next(iter(nested))], parts), parts, config, more)
     if 'encoder' in described: return Stored('jepa', {p: _under(content, f'{p}.') for p in _parts if _under(content, f'{p}.')}, described, described.get('more', {}))
     if any('embeddings.patch_embeddings.' in n for n in content):
         parts, rest = from_huggingface(content)
         return Stored('huggingface', parts, config_from_huggingface(described.get('huggingface')), {'no part of encoder or predictor': rest} if rest else {})
     bare = strip_prefix(content)
     if 'classifier_head.weight' in bare: bare = _under(bare, 'encoder.')
-    if 'patch_embed.proj.weight' in bare: return Stored('pico', dict(encoder=bare), {}, {})
+    if 'patch_embed.proj.weight' in bare: return Stored(_layout(content, dict(encoder=bare), 'pico'), dict(encoder=bare), {}, {})
     hint = '; it is a probe, for jepa.probe.load_probe' if {'classifier', 'classifiers'} & set(content) or described.get('kind') == 'probe' else ''
     raise ValueError(f"{path} has no encoder of a layout known here; it has {', '.join(map(str, list(content)[:6]))}{', ...' if len(content) > 6 else ''}{hint}")
 
 def _under(tensors, prefix): return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
-def _nested_layout(nested, parts):
-    "Name the layout of a file with parts"
-    encoder = parts[next(iter(parts))]
-    if 'norms_block.0.weight' in encoder: return 'vjepa2.1'
+def _layout(names, parts, without_prefix='ijepa') -> str:
+    "Name the layout from the names as stored and the parts"
+    if 'norms_block.0.weight' in parts[next(iter(parts))]: return 'vjepa2.1'
     if rotates(parts): return 'vjepa2'
-    first = next(iter(nested[next(iter(nested))]), '')
-    return 'vjepa1' if first.startswith('module.backbone.') else 'nano' if first.startswith('backbone.') else 'ijepa'
+    first = next(iter(names), '')
+    return next((layout for prefix, layout in _prefixes.items() if first.startswith(prefix)), without_prefix)
 
 def rotates(parts:dict) -> bool:
     "Whether positions are rotations: no table in the encoder or predictor, or one of zeros"

@@ -176,13 +176,13 @@ def rope(
     "The rotation of tokens at their places"
     head_dim = head_dim or config.embed_dim//config.num_heads
     side = config.rope_side if side is None else side
-    places = token_places(grid, ids).to(device).double()
-    if side: places = places*torch.tensor([1.] + [(side - 1)/max(n - 1, 1) for n in grid[1:]], dtype=torch.float64, device=device)
+    places = token_places(grid, ids).to(device)
+    if side: places = places*torch.tensor([1.] + [(side - 1)/max(n - 1, 1) for n in grid[1:]], device=device)
     d = 2*(head_dim//3//2)
-    omega = 10000. ** (-torch.arange(d//2, dtype=torch.float64, device=device)/(d/2))
-    angle = places[..., None]*omega                                                                      # (B), K, 3, d/2
+    omega = 10000. ** (-torch.arange(d//2, dtype=torch.float64)/(d/2))
+    angle = places[..., None]*omega.float().to(device)                                                   # (B), K, 3, d/2
     angle = torch.cat([angle, angle], -1) if config.rope_tables == 'tiled' else angle.repeat_interleave(2, -1) # (B), K, 3, d
-    angle = F.pad(angle.flatten(-2), (0, head_dim - 3*d)).float()                                         # (B), K, head_dim
+    angle = F.pad(angle.flatten(-2), (0, head_dim - 3*d))                                                # (B), K, head_dim
     angle = angle[None, None] if ids is None else angle[:, None]
     return angle.sin(), angle.cos()
 

@@ -320,3 +320,59 @@ def test_a_pico_run_opens_without_its_predictor(tmp_path):
     assert loaded.predictor is None and loaded.report.complete and any('pico' in n for n in loaded.report.notes) and same(loaded.encoder, pico.target_encoder)
     encoders, clip = open_encoders(tmp_path)
     assert clip == config.clip and same(encoders['untrained'], pico.encoder)
+
+
+@pytest.mark.parametrize('name,part,prefix,layout', [('vjepa2', 'encoder', 'module.backbone.', 'vjepa2'), ('vjepa2_1', 'ema_encoder', 'module.backbone.', 'vjepa2.1'), ('vjepa2', 'encoder', '', 'vjepa2'), ('vjepa1_uniform', 'encoder', 'module.backbone.', 'vjepa1')])
+def test_an_encoder_without_parts_is_still_known(tmp_path, name, part, prefix, layout):
+    state = golden(name)['checkpoint'][part]
+    torch.save({n.replace('module.backbone.', prefix): t for n, t in state.items()}, tmp_path/'x.pt')
+    loaded = load_checkpoint(tmp_path/'x.pt', **HINTS[name])
+    assert loaded.layout == layout and loaded.report.complete and (loaded.encoder.config.positions == 'rope') == (layout != 'vjepa1')
+
+
+def test_a_rotating_jepa_trains_and_its_file_says_what_it_is(tmp_path):
+    from jepa.masks import sample_masks
+    from jepa.train import StepValues, new_jepa, train_step
+    config = train_config('toy', num_frames=4, pixels=32, patch_size=8, predictor=PredictorConfig(embed_dim=24, depth=1))
+    config = config.replace(encoder=config.encoder.replace(positions='rope'))
+    jepa = new_jepa(config)
+    optimizer, clip = make_optimizer(jepa), torch.randn(4, 3, 4, 32, 32, generator=generator(0))
+    masks = sample_masks(config.masks, config.encoder.grid, 4, generator(0))
+    losses = [train_step(jepa, optimizer, clip, masks, StepValues(3e-3, 0.04, 1.), 10.).out.loss.item() for _ in range(21)] # a fixed target
+    assert losses[-1] < 0.97*losses[0]
+    torch.save(training_state(jepa, optimizer, config=json.loads(json.dumps(config.to_dict()))), tmp_path/'checkpoint.pt')
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.encoder.config == config.encoder and same(loaded.encoder, jepa.target_encoder) and same(loaded.predictor, jepa.predictor)
+
+
+def test_rotations_hold_in_bfloat16(toy):
+    encoder, _ = toy
+    clip = torch.randn(1, 3, 8, 48, 48, generator=generator(0))
+    with torch.no_grad():
+        exact = encoder(clip)
+        with torch.autocast('cpu', torch.bfloat16): low = encoder(clip)
+    assert (low - exact).norm() < 0.02*exact.norm()
+
+
+# the commands
+
+def test_commands(tmp_path, golden_file, site):
+    from typer.testing import CliRunner
+    from jepa.cli import app
+    def run(*words):
+        result = CliRunner().invoke(app, ['checkpoint', *map(str, words)])
+        return result.exit_code, result.output
+    content = golden_file('vjepa1_uniform').read_bytes()
+    site['vitl16/vitl16.pth.tar'] = content
+    site.breaks, site.after = 1, 100_000
+    code, said = run('fetch', 'vjepa1-large', '--folder', tmp_path/'new', '--size', len(content))
+    assert code == 0 and said.strip() == str(tmp_path/'new'/'vjepa1-large.pth.tar')
+    assert run('fetch', site.url + 'nowhere.pt', '--folder', tmp_path/'new') == (2, f'jepa: {site.url}nowhere.pt: the server answers 404 Not Found\n')
+    assert all(name in run('fetch')[1] for name in ('vjepa2.1-base', 'facebook/vjepa2-vitl-fpc64-256', 'k400-probe'))
+    code, said = run('inspect', said.strip(), '--names')
+    assert code == 0 and 'vjepa1' in said and 'predictor_blocks.1.mlp.fc2.bias' in said
+    code, said = run('convert', golden_file('vjepa2'), tmp_path/'hf', '--to', 'huggingface', '--part', 'encoder')
+    assert code == 0 and 'matched        68' in said and same(load_checkpoint(tmp_path/'hf').encoder, load_checkpoint(golden_file('vjepa2'), 'encoder').encoder)
+    assert run('convert', golden_file('vjepa2'), tmp_path/'hf')[0] == 2 and 'exists' in run('convert', golden_file('vjepa2'), tmp_path/'hf')[1]
+    code, said = run('convert', golden_file('pico2025'), tmp_path/'p.safetensors', '--set', 'num_heads=4')
+    assert code == 0 and load_checkpoint(tmp_path/'p.safetensors').encoder.config.num_heads == 4
