@@ -88,7 +88,7 @@ def fetch(
 def _youtube(id, start, end, target, cookies, timeout):
     "One excerpt, cut by yt-dlp; the reason if there is none"
     with tempfile.TemporaryDirectory(dir=target.parent, prefix='.youtube-') as folder:
-        words = [sys.executable, '-m', 'yt_dlp', '--quiet', '--no-warnings', '--no-playlist', '-f', 'mp4[height<=480]/best[height<=480]/best', '--download-sections', f'*{start}-{end}', '--force-keyframes-at-cuts',
+        words = [sys.executable, '-m', 'yt_dlp', '--quiet', '--no-warnings', '--no-playlist', '-f', 'bv*[height<=480][ext=mp4]/b[height<=480]/b', '--download-sections', f'*{start}-{end}', '--force-keyframes-at-cuts',
                  '--remux-video', 'mp4', '-o', f'{folder}/video.%(ext)s', *(['--cookies', str(cookies)] if cookies else []), '--', f'https://www.youtube.com/watch?v={id}']
         try: done = subprocess.run(words, capture_output=True, text=True, timeout=timeout)
         except subprocess.TimeoutExpired: return f'given up after {timeout:g} s'

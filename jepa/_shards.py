@@ -3,8 +3,9 @@ import contextlib, io, json, os, tarfile, tempfile
 from pathlib import Path
 import pandas as pd, torch
 from tqdm.auto import tqdm
-from .core import generator, short_hash, write_beside, write_json
-from .data import Augment, Clips, Manifest, _alone, columns
+from .core import generator, load_settings, short_hash, write_beside, write_json
+from .data import Augment, Clips, Manifest, _alone, _refuse_too_many, columns
+from .video import ClipConfig, VideoError, decode_clips, decode_safely
 from ._download import download
 
 members = ['shard', 'offset', 'bytes'] # where a file's bytes lie
@@ -27,11 +28,23 @@ def _write_shard(manifest, rows, file):
             _add(tar, f'{key}.json', json.dumps({k: int(v) if k == 'label' else v for k, v in row.items()}).encode())
     with write_beside(file.with_suffix('.csv')) as temporary: pd.DataFrame(index).to_csv(temporary, index=False)
 
+def _unreadable(manifest, out, workers, progress):
+    "Files whose first and last frame cannot be decoded: a stream has no place to skip them; listed in `skipped.csv`"
+    listed, ends = out/'skipped.csv', ClipConfig(num_frames=2, stride=10**6, size=32)
+    if not listed.exists():
+        jobs = [(str(manifest.root/path), ends) for path in manifest.table.path.unique()]
+        found = [dict(path=file, reason=r.reason) for (file, _), r in tqdm(decode_safely(jobs, decode_clips, workers), total=len(jobs), desc='Check', unit='file', disable=not progress) if isinstance(r, VideoError)]
+        with write_beside(listed) as temporary: pd.DataFrame(found, columns=['path', 'reason']).to_csv(temporary, index=False)
+    skipped = pd.read_csv(listed).path.tolist()
+    _refuse_too_many(len(skipped), len(manifest), load_settings().max_skipped, listed)
+    return set(skipped)
+
 def write_shards(
     manifest:Manifest,
     out,                # a folder for the shards
     megabytes:float=256, # of a shard, about
     seed:int=0,         # rows are mixed once, so that a shard holds all classes
+    workers:int=None,   # processes that check the files; as in `settings.ini` by default
     progress:bool=True
 )->Manifest: # a `Shards`
     "Write tar shards; a call that was interrupted goes on with the shard it was at"
@@ -42,8 +55,9 @@ def write_shards(
         if json.loads((out/'plan.json').read_text()) != plan: raise FileExistsError(f'{out} holds shards of other files or sizes; choose another folder')
     elif out.exists() and any(out.iterdir()): raise FileExistsError(f'{out} is not empty')
     else: write_json(out/'plan.json', plan)
-    groups, room = [], 0
+    skipped, groups, room = _unreadable(manifest, out, workers, progress), [], 0
     for i in torch.randperm(len(manifest), generator=generator(seed, 'shards')).tolist():
+        if str(manifest.file(i)) in skipped: continue
         if room <= 0: groups.append([]); room = megabytes*1e6
         groups[-1].append(i); room -= manifest.file(i).stat().st_size
     for n, rows in enumerate(tqdm(groups, desc='Shards', unit='shard', disable=not progress)):

@@ -281,7 +281,7 @@ clip = ClipConfig(num_frames=4, stride=2, size=32)
 def few(k700): return draw_part(read_manifest(k700), request(3, (6, 2)), **quiet)
 
 @pytest.fixture(scope='module')
-def shards(few, tmp_path_factory): return write_shards(few, tmp_path_factory.mktemp('shards')/'s', 0.008, progress=False)
+def shards(few, tmp_path_factory): return write_shards(few, tmp_path_factory.mktemp('shards')/'s', 0.008, workers=0, progress=False)
 
 def test_shards_hold_the_files(few, shards):
     assert shards.table['shard'].nunique() > 3
@@ -316,15 +316,26 @@ def test_shards_go_on_and_refuse(few, tmp_path, monkeypatch):
         if next(n) == 2: raise KeyboardInterrupt
         write(*a)
     monkeypatch.setattr(jepa._shards, '_write_shard', stops)
-    with pytest.raises(KeyboardInterrupt): write_shards(few, tmp_path/'s', 0.008, progress=False)
+    with pytest.raises(KeyboardInterrupt): write_shards(few, tmp_path/'s', 0.008, workers=0, progress=False)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path/'s').glob('*.tar')}
-    done = write_shards(few, tmp_path/'s', 0.008, progress=False)
+    done = write_shards(few, tmp_path/'s', 0.008, workers=0, progress=False)
     assert len(made) == 2 and all(p.stat().st_mtime_ns == t for p, t in made.items()) and len(done) == len(few)
     with pytest.raises(FileExistsError, match='other files or sizes'): write_shards(few, tmp_path/'s', 1, progress=False)
     with pytest.raises(FileNotFoundError, match='not there'): write_shards(Manifest(few.table.assign(path='x.mp4'), tmp_path), tmp_path/'t', progress=False)
     first = tmp_path/'s'/done.table['shard'][0]
     os.truncate(first, 1000)
     with pytest.raises(ValueError, match='ends before'): [done.clips(clip)[i] for i in range(len(done)) if done.table['shard'][i] == first.name]
+
+def test_shards_leave_out_what_cannot_be_decoded(place, tmp_path):
+    root = trees.kinetics(tmp_path/'k', {'a': dict(train=20)})
+    bad = sorted((root/'train'/'a').iterdir())[3]
+    content = bad.read_bytes(); bad.unlink()
+    at = content.index(b'mdat') + 300
+    bad.write_bytes(content[:at] + bytes(len(content[at:content.index(b'moov')])) + content[content.index(b'moov'):])
+    shards = write_shards(read_manifest(root), tmp_path/'s', workers=0, progress=False)
+    assert len(shards) == 19 and pd.read_csv(tmp_path/'s'/'skipped.csv').path.tolist() == [str(bad)]
+    trees.put(bad, root/'train'/'a'/'again_000000_000010.mp4')
+    with pytest.raises(ValueError, match='2 of 21 files could not be decoded, more than 5%'): write_shards(read_manifest(root), tmp_path/'t', workers=0, progress=False)
 
 def test_shards_of_other_programs(shards, tmp_path):
     import shutil
@@ -379,3 +390,6 @@ def test_from_a_kinetics_folder_to_table_2(place, tmp_path):
     record = json.loads((place/'results/paper/nano_tab2_videos.json').read_text())
     table = pd.read_csv(place/'results/paper/nano_tab2_videos/controls.csv')
     assert record['finding'] and table.query("model == 'C' and encoder == 'pretrained'").n.tolist() == [32] and 'nano/manifest.csv' in record['finding']
+
+def test_every_command_has_help():
+    for name in ('index', 'nano', 'fetch', 'shards'): assert 'Usage' in jepa_command('data', name, '--help')
