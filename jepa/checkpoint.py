@@ -254,6 +254,7 @@ def load_checkpoint(
         c = PredictorConfig.from_dict({**stored.config['predictor'], **(predictor or {})}) if 'predictor' in stored.config else predictor_config_of(tensors, config, **(predictor or {}))
         _resize(tensors, 'predictor_pos_embed', made_for, config, report, 'predictor')
         guess = fill(lambda: Predictor(c, config), tensors, report, 'predictor', partial)
+        if config.positions == 'rope' and not stored.config and 'num_heads' not in (predictor or {}): report.notes.append(f'{guess.num_heads} heads of the predictor assumed; predictor=dict(num_heads=...) says otherwise')
     refuse_partial(report, path, partial)
     return Checkpoint(stored.layout, part, model, guess, report, stored.config, stored.more)
 
