@@ -85,6 +85,8 @@ class PicoPredictor(nn.Module):
         self.transformer_decoder = nn.TransformerDecoder(layer, config.depth)
         self.norm = nn.LayerNorm(config.embed_dim)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
+        for m in self.modules():
+            if isinstance(m, nn.MultiheadAttention): m.dropout = 0. # as in the encoder: dropout on what attention returns, not on its weights
 
     def forward(self,
         context,  # (B, N_ctx, D) features of the visible tokens
@@ -310,14 +312,14 @@ def draw_ensemble(
     arrow = lambda x0, y0, x1, y1: ax.annotate('', (x1, y1), (x0, y0), arrowprops=dict(arrowstyle='-|>', lw=.8, color='#444', shrinkA=0, shrinkB=0))
     middle = (.9 - len(parts))/2
     box(.1, middle, 2.2, 1.9, f'pretrained, frozen\nencoder\n{pretraining} videos\n{encoder_parameters:,} weights', '#cfe2f3')
-    box(3.5, .9, 2.6, .66, f'General: {general} labelled videos', '#d9ead3')
-    arrow(2.3, middle, 3.5, .9)
+    box(3.2, .9, 3.2, .66, f'General: {general} labelled videos', '#d9ead3')
+    arrow(2.3, middle, 3.2, .9)
     for i, n in enumerate(parts):
         y = -.35 - i
-        box(3.5, y, 2.6, .66, f'Partial {i + 1}: {n} labelled videos', '#fce5cd')
-        arrow(2.3, middle, 3.5, y); arrow(6.1, y, 7.3, -.35 - (len(parts) - 1)/2)
+        box(3.2, y, 3.2, .66, f'Partial {i + 1}: {n} labelled videos', '#fce5cd')
+        arrow(2.3, middle, 3.2, y); arrow(6.4, y, 7.3, -.35 - (len(parts) - 1)/2)
     box(7.3, -.35 - (len(parts) - 1)/2, 1.3, .9, 'majority\nvote', '#fff2cc')
-    for y in (.9, -.35 - (len(parts) - 1)/2): arrow(6.1 if y > 0 else 8.6, y, 9.1, y); ax.text(9.15, y, 'class', va='center', fontsize=8)
+    for y in (.9, -.35 - (len(parts) - 1)/2): arrow(6.4 if y > 0 else 8.6, y, 9.1, y); ax.text(9.15, y, 'class', va='center', fontsize=8)
     ax.text(4.8, 1.45, f'heads of {head_parameters:,} weights each', ha='center', fontsize=8, style='italic')
     return fig
 
