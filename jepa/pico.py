@@ -57,6 +57,13 @@ class PicoConfig(TrainConfig):
     target_dropout: bool = False     # dropout in the target encoder, too
     dropout: float = 0.1             # of encoder and predictor
     predictor_lr_factor: float = 2.  # the predictor's learning rate over the encoder's
+    loss_exp: float = 2.
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, only in dict(loss_exp=2., reg_coeff=0., objective=Objective(), whiten=False).items():
+            if getattr(self, name) != only: raise ValueError(f'pico-JEPA does not know {name}={getattr(self, name)}; leave it at {only}')
+        if self.ema[0] != self.ema[1]: raise ValueError(f'pico-JEPA keeps its EMA momentum, but ema={self.ema}; give the same number twice')
 
 AS_PUBLISHED = dict(sees_hidden=True, target_first=True, target_dropout=True, masks=(PublishedTube(),))
 

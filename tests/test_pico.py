@@ -160,6 +160,8 @@ def test_a_configuration_survives_json():
         assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert isinstance(config, TrainConfig)
     with pytest.raises(KeyError, match='sees_hidden'): pico_config(see_hidden=True)
+    for change in (dict(reg_coeff=.1), dict(loss_exp=1.), dict(objective=dict(kind='sigreg')), dict(ema=(.9, 1.))):
+        with pytest.raises(ValueError, match='pico-JEPA'): pico_config(**SMALL, **change)
     with pytest.raises(ValueError, match='must be 192'): Pico(pico_config(**SMALL, predictor=PredictorConfig(embed_dim=96, depth=1)))
 
 
