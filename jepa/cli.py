@@ -217,13 +217,15 @@ def open_encoders(
     from jepa.core import seeded
     from jepa.encoder import Encoder
     from jepa.pico import PicoConfig, new_pico
-    from jepa.train import TrainConfig, new_jepa
+    from jepa.train import Run, TrainConfig, new_jepa
     from jepa.video import ClipConfig
     loaded = load_checkpoint(path)
     if 'clip' in loaded.config: # a run of ours
         kind, new = (PicoConfig, new_pico) if 'sees_hidden' in loaded.config else (TrainConfig, new_jepa)
         config = kind.from_dict(loaded.config)
-        return dict(pretrained=loaded.encoder, untrained=new(config).encoder.eval()), config.clip
+        folder = Path(path) if Path(path).is_dir() else Path(path).parent
+        jepa = Run(folder).untrained() if kind is TrainConfig and (folder/'config.json').exists() else new(config)
+        return dict(pretrained=loaded.encoder, untrained=jepa.encoder.eval()), config.clip
     c = loaded.encoder.config
     with seeded(0, 'weights'): untrained = Encoder(c).eval()
     return dict(pretrained=loaded.encoder, untrained=untrained), ClipConfig(num_frames=c.num_frames, size=c.height)

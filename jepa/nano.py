@@ -20,6 +20,7 @@ from .encoder import *
 from .predictor import *
 from .objective import *
 from .train import *
+from .checkpoint import *
 from .probe import *
 
 # %% ../nbs/20_nano.ipynb #96a82363
@@ -42,7 +43,7 @@ def nano_videos(
     "The videos to pretrain on: the first `videos`, taken from all classes in turn"
     if dataset: manifest = read_manifest(dataset); train = manifest.split('train') if 'train' in set(manifest.table.split) else manifest
     else: train = read_manifest(make_actions(ActionsConfig(train=-(-videos//len(ACTIONS)), val=0, size=pixels, level=level), progress=progress))
-    if len(train) < videos: raise ValueError(f'{dataset} has {len(train)} training videos, {videos} were asked for; lower `videos`')
+    if len(train) < videos: raise ValueError(f'{dataset or "the embedded dataset"} has {len(train)} training videos, {videos} were asked for; lower `videos`')
     return train.select(n=videos, seed=seed)
 
 # %% ../nbs/20_nano.ipynb #479d77d5
@@ -77,7 +78,7 @@ def table2_data(
         most = {s: max(getattr(x, s)//shrink for x in TABLE2.values() if x.encoder == m.encoder) for s in ('train', 'val')}
         names = TABLE2_CLASSES[:m.classes]
         manifest = read_manifest(make_actions(ActionsConfig(classes=TABLE2_CLASSES, **most, size=pixels, level=level), progress=progress))
-    if len(names) < m.classes: raise ValueError(f'{dataset} has {len(names)} classes, model {model} needs {m.classes}')
+    if len(names) < m.classes: raise ValueError(f'{dataset or "the embedded dataset"} has {len(names)} classes, model {model} needs {m.classes}')
     return tuple(manifest.split(s).select(classes=names, per_class=getattr(m, s)//shrink, seed=seed).relabel() for s in ('train', 'val'))
 
 # %% ../nbs/20_nano.ipynb #2c0e33df
@@ -92,7 +93,7 @@ def probe_frozen(
     parts = {}
     for name, manifest in (('train', train), ('val', val)):
         c = clip if name == 'val' else clip.replace(segments=1, views=1)
-        parts[name] = features(encoder, Clips(manifest, c, Augment(train=name == 'train', flip=flip), cache=build_cache(manifest, c, progress=progress)), copies=copies, progress=progress)
+        parts[name] = features(encoder, manifest.clips(c, Augment(train=name == 'train', flip=flip), progress=progress), copies=copies, progress=progress)
     fitted = fit_probe(probe.replace(epochs=TABLE2[model].epochs), parts['train'], parts['val'], encoder.config.num_heads, progress)
     return fitted, fitted.evaluate(parts['val'])
 
@@ -103,5 +104,5 @@ def from_scratch(
 )->tuple[Probe, Evaluation]:
     "The control: the same network and head, trained on the labels alone"
     c = clip.replace(segments=1, views=1)
-    sets = [Clips(m, c, Augment(train=t, flip=flip), cache=build_cache(m, c, progress=progress)) for m, t in ((train, True), (val, False))]
+    sets = [m.clips(c, Augment(train=t, flip=flip), progress=progress) for m, t in ((train, True), (val, False))]
     return finetune(probe.replace(epochs=epochs or TABLE2[model].epochs), encoder, *sets, evaluate_every=evaluate_every, progress=progress)

@@ -69,8 +69,7 @@ def frozen_features(
     encoder:Encoder, manifest:Manifest, config:TrainConfig
 )->Features:
     "Features of the whole frame, without augmentation"
-    clips = Clips(manifest, config.clip, config.augment.replace(train=False), cache=build_cache(manifest, config.clip, progress=False))
-    return features(encoder, clips, progress=False)
+    return features(encoder, manifest.clips(config.clip, config.augment.replace(train=False), progress=False), progress=False)
 
 def first_of_each(
     x:Features, shots:int # per class
@@ -97,7 +96,7 @@ def labels_alone(
 )->Evaluation:
     "The same network trained from its start on these labels only, with a linear head on the mean token"
     some = train.select(per_class=shots, seed=0)
-    sets = [Clips(m, config.clip, config.augment.replace(train=t), cache=build_cache(m, config.clip, progress=False)) for m, t in ((some, True), (val, False))]
+    sets = [m.clips(config.clip, config.augment.replace(train=t), progress=False) for m, t in ((some, True), (val, False))]
     return finetune(ProbeConfig('linear', epochs=epochs, batch_size=16, seed=seed), encoder, *sets, lr=1e-3, evaluate_every=epochs, progress=False)[1]
 
 # %% ../nbs/23_recipe.ipynb #2b175a66
@@ -119,4 +118,4 @@ def over_seeds(
     from scipy.stats import t
     d = np.asarray(differences, dtype=float)
     half = t.ppf(.975, len(d) - 1)*d.std(ddof=1)/len(d)**.5 if len(d) > 1 else np.nan
-    return dict(points=round(d.mean(), 2), low=round(d.mean() - half, 2), high=round(d.mean() + half, 2), seeds=len(d))
+    return dict(points=round(float(d.mean()), 2), low=round(float(d.mean() - half), 2), high=round(float(d.mean() + half), 2), seeds=len(d))

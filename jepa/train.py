@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['StepValues', 'Plan', 'param_groups', 'make_optimizer', 'StepResult', 'train_step', 'TrainConfig', 'train_config',
-           'strip_prefix', 'training_state', 'load_training_state', 'encoder_config_of', 'load_encoder', 'monitor',
-           'Run', 'new_jepa', 'run_folder', 'plot_run', 'whiten_patches', 'put_patches', 'make_accelerator', 'own_part',
-           'pretrain']
+           'strip_prefix', 'training_state', 'load_training_state', 'monitor', 'Run', 'new_jepa', 'run_folder',
+           'plot_run', 'whiten_patches', 'put_patches', 'make_accelerator', 'own_part', 'pretrain']
 
 # %% ../nbs/08_train.ipynb #f2680ee7
-import json, math, pickle, time
+import json, math, time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -177,38 +176,6 @@ def load_training_state(
         getattr(jepa, part).load_state_dict(strip_prefix(state[part]))
     if optimizer is not None: optimizer.load_state_dict(state['opt'])
 
-# %% ../nbs/08_train.ipynb #bb79059c
-def encoder_config_of(
-    state:dict,       # an encoder's tensors by name, without prefixes
-    num_frames:int=16 # that it was trained on
-)->EncoderConfig:
-    "The configuration that fits the tensors of a V-JEPA 1, nano-JEPA or own encoder"
-    for name in ('pos_embed', 'patch_embed.proj.weight', 'blocks.0.mlp.fc1.weight', 'norm.weight'):
-        if name not in state: raise KeyError(f"no '{name}' among the encoder's tensors ({', '.join(list(state)[:4])}, ...): not a V-JEPA 1 encoder")
-    embed_dim, _, tubelet, patch, _ = state['patch_embed.proj.weight'].shape
-    depth = 1 + max(int(n.split('.')[1]) for n in state if n.startswith('blocks.'))
-    tokens, mlp_ratio = state['pos_embed'].shape[1], state['blocks.0.mlp.fc1.weight'].shape[0]/embed_dim
-    fits = [t for t in range(1, tokens + 1) if tokens % t == 0 and math.isqrt(tokens//t)**2 == tokens//t]
-    t = min(fits, key=lambda t: abs(t*tubelet - num_frames))
-    side = math.isqrt(tokens//t)*patch
-    heads = next((s['num_heads'] for s in SIZES.values() if (s['embed_dim'], s['depth'], round(s['mlp_ratio'], 3)) == (embed_dim, depth, round(mlp_ratio, 3))), max(1, embed_dim//64))
-    return EncoderConfig(num_frames=t*tubelet, height=side, width=side, patch_size=patch, tubelet_size=tubelet, embed_dim=embed_dim, depth=depth, num_heads=heads, mlp_ratio=mlp_ratio)
-
-def load_encoder(
-    file,                       # a training file of V-JEPA 1, nano-JEPA or ours
-    part:str='target_encoder'   # `target_encoder` (for evaluation) or `encoder`
-)->Encoder: # in eval mode
-    "The encoder of a training file; every tensor must fit"
-    if not Path(file).exists(): raise FileNotFoundError(f"no checkpoint at {file}")
-    try: state = torch.load(file, map_location='cpu', weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError) as e: raise ValueError(f'{file} cannot be read as a checkpoint of tensors: {str(e).splitlines()[0]}') from None
-    if part not in state: raise KeyError(f"{file} has no '{part}'; it has {', '.join(map(str, state))}")
-    tensors = strip_prefix(state[part])
-    stored = state['config']['encoder'] if isinstance(state.get('config'), dict) else None
-    encoder = Encoder(EncoderConfig.from_dict(stored) if stored else encoder_config_of(tensors))
-    encoder.load_state_dict(tensors)
-    return encoder.eval()
-
 # %% ../nbs/08_train.ipynb #83b76879
 @torch.no_grad()
 def monitor(
@@ -354,16 +321,14 @@ def pretrain(
     identity = dict(config=config.to_dict(), data=manifest.hash)
     if (run.folder/'config.json').exists():
         stored = json.loads((run.folder/'config.json').read_text())
-        if short_hash(stored) != short_hash(identity): raise ValueError(f'{run.folder} holds another experiment: {_difference(stored, identity)}; choose another folder')
+        if type(config).from_dict(stored['config']) != config or stored['data'] != manifest.hash: raise ValueError(f'{run.folder} holds another experiment: {_difference(stored, identity)}; choose another folder')
     if run.done: return run
-    cache = build_cache(manifest, config.clip, progress=progress)
-    clips = Clips(manifest, config.clip, config.augment, cache=cache, seed=config.seed)
+    clips = manifest.clips(config.clip, config.augment, config.seed, progress)
     steps_per_epoch = len(clips)//config.batch_size
     if not steps_per_epoch: raise ValueError(f'{len(clips)} readable clips are less than one batch of {config.batch_size}; lower batch_size or add videos')
     write_json(run.folder/'config.json', identity)
-    some, still = manifest.select(n=min(config.monitor_clips, len(manifest)), seed=0), config.clip.replace(segments=1)
-    watched = Clips(some, still, config.augment.replace(train=False), seed=0, cache=build_cache(some, still, progress=progress))
-    for leftover in run.folder.glob('.*.tmp'): leftover.unlink() # of a killed process
+    some = manifest.select(n=min(config.monitor_clips, len(manifest)), seed=0)
+    watched = some.clips(config.clip.replace(segments=1), config.augment.replace(train=False), progress=progress)
     if config.whiten and not (run.folder/'patches.pt').exists():
         clips_seen = torch.cat([b['clip'] for b in loader(watched, 32, shuffle=False, drop_last=False)])
         with write_beside(run.folder/'patches.pt') as temporary: torch.save(whiten_patches(config.encoder, clips_seen, seed=config.seed), temporary)
@@ -393,6 +358,8 @@ def _loop(run, config, clips, watched, plan, steps_per_epoch, save_seconds, on_e
     model, optimizer = accelerator.prepare(jepa, optimizer)
     jepa = accelerator.unwrap_model(model)
     main, grid, skipped = accelerator.is_main_process, config.encoder.grid, sum(not r['finite'] for r in rows)
+    accelerator.wait_for_everyone()
+    if main: [leftover.unlink() for leftover in run.folder.glob('.*.tmp')] # of a killed process
     look = lambda epoch: main and meter_rows.append(dict(epoch=epoch, **monitor(jepa, loader(watched, 32, shuffle=False, drop_last=False), config.masks, config.seed, accelerator.autocast)))
     save = lambda epoch: main and _save(run, jepa, optimizer, config, rows, meter_rows, epoch, step)
     if not meter_rows: look(0)

@@ -13,7 +13,8 @@ from jepa.masks import Future, MultiBlock, sample_masks
 from jepa.core import generator
 from jepa.objective import Jepa
 from jepa.predictor import PredictorConfig
-from jepa.train import Run, TrainConfig, load_encoder, make_optimizer, pretrain, train_config, train_step
+from jepa.checkpoint import load_checkpoint
+from jepa.train import Run, TrainConfig, make_optimizer, pretrain, train_config, train_step
 
 CONFIG = train_config('toy', num_frames=4, stride=4, pixels=32, patch_size=8, predictor=PredictorConfig(embed_dim=24, depth=2), masks=(MultiBlock(), Future(tubelets=(1, 1))),
                       epochs=4, batch_size=4, warmup_epochs=1., monitor_clips=8)
@@ -64,7 +65,7 @@ def test_a_finished_run_is_opened_and_another_experiment_refused(place, manifest
     assert pretrain(config, read_manifest(manifest), folder=place/'short', progress=False).done
     assert (run.folder/'checkpoint.pt').stat().st_mtime_ns == before
     with pytest.raises(ValueError, match='lr is 0.000625, asked for 0.001'): pretrain(config.replace(lr=1e-3), read_manifest(manifest), folder=place/'short', progress=False)
-    encoder = load_encoder(run.folder/'checkpoint.pt')
+    encoder = load_checkpoint(run.folder/'checkpoint.pt').encoder
     for a, b in zip(encoder.state_dict().values(), run.model().target_encoder.state_dict().values()): assert a.equal(b)
 
 
@@ -93,8 +94,8 @@ def test_too_few_clips_is_an_error_that_says_what_to_do(place, manifest):
 
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     (tmp_path/'x.pt').write_text('no tensors')
-    with pytest.raises(ValueError, match='x.pt cannot be read as a checkpoint'): load_encoder(tmp_path/'x.pt')
-    with pytest.raises(FileNotFoundError, match='y.pt'): load_encoder(tmp_path/'y.pt')
+    with pytest.raises(ValueError, match='x.pt cannot be read as a checkpoint'): load_checkpoint(tmp_path/'x.pt')
+    with pytest.raises(FileNotFoundError, match='y.pt'): load_checkpoint(tmp_path/'y.pt')
 
 
 def test_configuration_survives_json():
