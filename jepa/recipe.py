@@ -39,7 +39,7 @@ def recipe_config(
     "Pretraining that learns motion in minutes on two cores"
     common = dict(predictor=PredictorConfig(embed_dim=64, depth=2), masks=(Future(tubelets=(2, 2)),), epochs=epochs, batch_size=batch_size, start_lr=1e-4, lr=1.5e-3, final_lr=0., warmup_epochs=epochs/10,
         weight_decay=.04, final_weight_decay=.04, ema=(.99, 1.), stretch=1., clip_grad=1., loss_exp=2., objective=Objective(target_layers=4), whiten=True, monitor_clips=300, seed=seed,
-        augment=Augment(train=True, scale=(.7, 1.), ratio=(.9, 1.1), flip=False))
+        augment=Augment(train=True, scale=((224/256)**2,)*2, ratio=(1., 1.), flip=False)) # crops as large as in evaluation, anywhere: motion keeps its speed
     return train_config(size, num_frames=8, stride=2, pixels=pixels, patch_size=8, positions=positions, **{**common, **changes})
 
 # one change each

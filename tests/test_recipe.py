@@ -1,0 +1,53 @@
+"""The recipe: every variant is a valid experiment that takes a step, and its whitening is the control's too"""
+import jepa.core
+import numpy as np, pytest, torch
+from jepa.actions import ActionsConfig, make_actions
+from jepa.core import generator
+from jepa.data import read_manifest
+from jepa.masks import sample_masks
+from jepa.objective import Objective
+from jepa.recipe import VARIANTS, over_seeds, position_share, recipe_config
+from jepa.train import make_optimizer, new_jepa, pretrain, put_patches, train_step, whiten_patches
+
+
+@pytest.mark.parametrize('name', list(VARIANTS))
+def test_every_variant_takes_a_step(name):
+    config = recipe_config(1, batch_size=2, **VARIANTS[name])
+    jepa, clip = new_jepa(config).train(), torch.randn(2, 3, 8, 48, 48, generator=generator(0, 'clip'))
+    before = jepa.encoder.blocks[0].attn.qkv.weight.clone()
+    result = train_step(jepa, make_optimizer(jepa), clip, sample_masks(config.masks, config.encoder.grid, 2, generator(0)), config.plan(10).at(5))
+    assert result.finite and not torch.equal(before, jepa.encoder.blocks[0].attn.qkv.weight)
+
+
+def test_each_variant_but_the_last_leaves_the_recipe_in_one_thing():
+    assert VARIANTS['the recipe'] == {} and all(len(v) == 1 for name, v in VARIANTS.items() if name not in ('the recipe', "V-JEPA's: all five"))
+    published = recipe_config(1, **VARIANTS["V-JEPA's: all five"])
+    assert published.objective == Objective() and published.loss_exp == 1 and not published.whiten and published.encoder.positions == 'sincos' and len(published.masks) == 2
+
+
+def test_whitened_patches_are_uncorrelated_and_of_equal_variance():
+    config = recipe_config(1)
+    clips = torch.randn(40, 3, 8, 48, 48, generator=generator(0, 'clips')).cumsum(2) # neighbouring frames are alike
+    jepa = new_jepa(config)
+    put_patches(jepa, whiten_patches(config.encoder, clips, floor=0.))
+    with torch.no_grad(): x = jepa.encoder.patch_embed(clips).flatten(0, 1)
+    assert torch.allclose(torch.cov(x.T), torch.eye(x.shape[1]), atol=1e-2) and x.mean(0).abs().max() < 1e-3
+
+
+def test_the_untrained_control_starts_where_training_does(place):
+    manifest = read_manifest(make_actions(ActionsConfig(classes=('move_right', 'move_left'), train=6, val=0, size=48, num_frames=16, level='easy'), progress=False, workers=1))
+    run = pretrain(recipe_config(1, batch_size=4, lr=0., start_lr=0., weight_decay=0., final_weight_decay=0.), manifest, progress=False)
+    for a, b in zip(run.untrained().encoder.state_dict().values(), run.model().encoder.state_dict().values()): assert torch.equal(a, b) # at a learning rate of zero
+
+
+def test_an_interval_over_seeds_is_students():
+    from scipy.stats import ttest_1samp
+    low, high = ttest_1samp([3., 5., 10.], 0).confidence_interval()
+    assert over_seeds([3., 5., 10.]) == dict(points=6., low=round(low, 2), high=round(high, 2), seeds=3)
+    assert np.isnan(over_seeds([3.])['low'])
+
+
+def test_position_share_tells_place_from_content():
+    g = generator(0)
+    place, content = torch.randn(1, 60, 16, generator=g), torch.randn(800, 60, 16, generator=g)
+    assert position_share(place + content) == pytest.approx(.5, abs=.06)
