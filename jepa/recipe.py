@@ -33,14 +33,14 @@ def motion_videos(
 
 # %% ../nbs/23_recipe.ipynb #07d915d7
 def recipe_config(
-    epochs:int=12, seed:int=0, size:str='micro', pixels:int=48, batch_size:int=32, positions:str='rope',
+    epochs:int=12, seed:int=0, size:str='micro', num_frames:int=8, stride:int=2, pixels:int=48, batch_size:int=32, positions:str='rope',
     **changes # any field of `TrainConfig`
 )->TrainConfig:
     "Pretraining that learns motion in minutes on two cores"
     common = dict(predictor=PredictorConfig(embed_dim=64, depth=2), masks=(Future(tubelets=(2, 2)),), epochs=epochs, batch_size=batch_size, start_lr=1e-4, lr=1.5e-3, final_lr=0., warmup_epochs=epochs/10,
         weight_decay=.04, final_weight_decay=.04, ema=(.99, 1.), stretch=1., clip_grad=1., loss_exp=2., objective=Objective(target_layers=4), whiten=True, monitor_clips=300, seed=seed,
         augment=Augment(train=True, scale=((224/256)**2,)*2, ratio=(1., 1.), flip=False)) # crops as large as in evaluation, anywhere: motion keeps its speed
-    return train_config(size, num_frames=8, stride=2, pixels=pixels, patch_size=8, positions=positions, **{**common, **changes})
+    return train_config(size, num_frames=num_frames, stride=stride, pixels=pixels, patch_size=8, positions=positions, **{**common, **changes})
 
 # one change each
 VARIANTS = {

@@ -1,0 +1,97 @@
+"""`python -m jepa._search`: the runs behind the recipe, one change each, into a table; runs that are there already are not made again"""
+import argparse, json, shutil, time
+from pathlib import Path
+import pandas as pd
+from jepa.core import load_settings, short_hash
+from jepa.data import Augment
+from jepa.masks import Future, MultiBlock, RandomTokens, RandomTube
+from jepa.objective import Objective
+from jepa.predictor import PredictorConfig
+from jepa.recipe import PROBES, VARIANTS, few_labels, frozen_features, motion_videos, position_share, recipe_config
+from jepa.train import pretrain
+
+TEACHER = dict(target_layers=4)
+# question -> answers -> changes of `recipe_config`
+SEARCH = {
+    'the recipe and its parts': VARIANTS,
+    'objective': {
+        'VICReg, weight 0.05': dict(objective=Objective('vicreg', weight=.05)),
+        'VICReg, weight 0.2': dict(objective=Objective('vicreg', weight=.2)),
+        'SIGReg, weight 0.01': dict(objective=Objective('sigreg', weight=.01)),
+        'SIGReg, weight 0.2': dict(objective=Objective('sigreg', weight=.2)),
+        'targets centred at every position': dict(objective=Objective(centred=True, **TEACHER)),
+        "mean of the teacher's last 2 layers": dict(objective=Objective(target_layers=2))},
+    'mask': {
+        'context 1 tubelet': dict(masks=(Future(tubelets=(1, 1)),)),
+        'context 1 to 3 tubelets': dict(masks=(Future(tubelets=(1, 3)),)),
+        'context 3 tubelets, predict the next': dict(masks=(Future(tubelets=(3, 3)),)),
+        'tubes, 75 % hidden': dict(masks=(RandomTube(ratio=.75),)),
+        'random tokens, 75 % hidden': dict(masks=(RandomTokens(ratio=.75),)),
+        'random tokens, 50 % hidden': dict(masks=(RandomTokens(ratio=.5),)),
+        'future and eight blocks': dict(masks=(Future(tubelets=(2, 2)), MultiBlock()))},
+    'optimisation': {
+        'learning rate 5e-4': dict(lr=5e-4), 'learning rate 3e-3': dict(lr=3e-3),
+        'batch 16': dict(batch_size=16), 'batch 64, learning rate 2e-3': dict(batch_size=64, lr=2e-3),
+        'no warm-up': dict(warmup_epochs=0.), 'weight decay 0.2': dict(weight_decay=.2, final_weight_decay=.2)},
+    'teacher': {
+        'EMA 0.9 to 1': dict(ema=(.9, 1.)), 'EMA 0.998 to 1': dict(ema=(.998, 1.)), 'EMA 0.99 throughout': dict(ema=(.99, .99))},
+    'predictor': {
+        'depth 1': dict(predictor=PredictorConfig(embed_dim=64, depth=1)), 'depth 4': dict(predictor=PredictorConfig(embed_dim=64, depth=4)),
+        'width 32': dict(predictor=PredictorConfig(embed_dim=32, depth=2)), 'width 128': dict(predictor=PredictorConfig(embed_dim=128, depth=2))},
+    'clips': {
+        'crops of 30 to 100 %': dict(augment=Augment(train=True, scale=(.3, 1.), flip=False)),
+        'mirrored, too': dict(augment=Augment(train=True, scale=((224/256)**2,)*2, ratio=(1., 1.), flip=True)),
+        'every frame': dict(stride=1), '16 frames': dict(stride=1, num_frames=16)}}
+SHOTS = (25, 100)
+
+
+def look(run, epoch, known, asked, probes, encoder):
+    "Accuracies and meters after `epoch` epochs; features are not kept"
+    config = run.config
+    found = few_labels(encoder, known, asked, config, SHOTS, probes)
+    row = {f'{p}_{n}': round(100*e.accuracy, 2) for (p, n), e in found.items()}
+    row['position_share'] = round(position_share(frozen_features(encoder, asked, config).tokens[:, 0]), 4)
+    shutil.rmtree(load_settings().cache/'features', ignore_errors=True)
+    return row
+
+
+def one(question, name, changes, epochs, seed, videos, looks):
+    "Rows of one run: after some epochs the linear probe, at the end all probes and meters"
+    known, asked = videos.split('train'), videos.split('val')
+    config, rows = recipe_config(epochs, seed, **changes), []
+    def at(run, epoch):
+        if epoch not in looks and epoch != epochs: return
+        probes = PROBES if epoch == epochs else dict(linear=PROBES['linear'])
+        encoder = run.model().target_encoder if epoch else run.untrained().encoder.eval()
+        trained = run.metrics.seconds.sum() if epoch else 0.
+        meters = run.meters.iloc[-1].round(4).to_dict() if epoch == epochs else {}
+        rows.append(dict(question=question, name=name, seed=seed, epochs=epochs, epoch=epoch, seconds=round(trained, 1), config=short_hash(config.to_dict()), n=len(asked),
+                         **look(run, epoch, known, asked, probes, encoder), **{k: v for k, v in meters.items() if k != 'epoch'}))
+    run = pretrain(config, known, on_epoch=at, progress=False)
+    at(run, 0)
+    shutil.rmtree(run.folder)
+    return sorted(rows, key=lambda row: row['epoch'])
+
+
+def search(epochs=6, seeds=1, out='data/recipe_search.csv', only='', say=print):
+    "Make what is missing in the table `out`"
+    out, videos = Path(out), motion_videos(progress=False)
+    for seed in range(seeds):
+        for question, answers in SEARCH.items():
+            for name, changes in answers.items():
+                table = pd.read_csv(out) if out.exists() else pd.DataFrame(columns=['name', 'seed', 'epochs'])
+                if only not in name or ((table.name == name) & (table.seed == seed) & (table.epochs == epochs)).any(): continue
+                start = time.monotonic()
+                rows = one(question, name, changes, epochs, seed, videos, {0, 1, 2, 4})
+                table = pd.concat([pd.read_csv(out), pd.DataFrame(rows)]) if out.exists() else pd.DataFrame(rows)
+                table.to_csv(out, index=False)
+                say(f'{name}, seed {seed}: {json.dumps(rows[-1])} ({time.monotonic() - start:.0f} s)', flush=True)
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--epochs', type=int, default=6)
+    parser.add_argument('--seeds', type=int, default=1)
+    parser.add_argument('--only', default='', help='names that hold this text')
+    parser.add_argument('--out', default='data/recipe_search.csv')
+    search(**vars(parser.parse_args()))
