@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['RULES', 'stratified_parts', 'Member', 'vote_counts', 'ties', 'make_combiner', 'Ensemble', 'any_right',
            'training_compute', 'disagreement', 'q_statistic', 'diversity', 'certainty', 'calibration_bins', 'ece',
-           'brier', 'plot_calibration', 'verdict', 'compare', 'save_ensemble', 'load_ensemble']
+           'brier', 'plot_calibration', 'verdict', 'compare', 'ImageConfig', 'ImageEncoder', 'ChangeOverTime',
+           'head_width', 'save_ensemble', 'load_ensemble']
 
 # %% ../nbs/11_ensemble.ipynb #99354581
 import itertools, math
@@ -16,6 +17,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import nn
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import StackingClassifier, VotingClassifier
@@ -23,7 +25,9 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 from .core import *
+import timm
 from .data import *
+from .data import imagenet_mean, imagenet_std
 from .encoder import *
 from .probe import *
 
@@ -83,7 +87,6 @@ def make_combiner(
 # %% ../nbs/11_ensemble.ipynb #6b57a183
 def _clip_names(x) -> set:
     "A hash of every clip's features"
-    x = next(iter(x.values())) if isinstance(x, dict) else x
     return {short_hash([float(v) for v in row.astype(np.float64).ravel()], 16) for row in x.tokens[:, 0, ::max(1, x.tokens.shape[2]//4)].mean(1)}
 
 class Ensemble:
@@ -92,27 +95,41 @@ class Ensemble:
         members:dict,      # name -> `Probe`
         rule:str='hard',   # one of `RULES`
         ties:Literal['probability', 'first']='probability', # who wins a tied hard vote
-        encoder_of:dict=None, # member -> name of its encoder, where there are several
-        encoders:dict=None # name -> `Encoder`, kept in the file
+        encoder_of:dict=None, # member -> name of the encoder whose features it reads, where there are several
+        encoders:dict=None # name -> encoder, kept in the file
     ):
         if not members: raise ValueError('an ensemble needs at least one member')
         if rule not in RULES: raise ValueError(f"no rule '{rule}'; {nearest(rule, RULES)}")
         if ties not in ('probability', 'first'): raise ValueError(f"no tie rule '{ties}'; {nearest(ties, ('probability', 'first'))}")
-        self.members, self.rule, self.ties, self.encoder_of, self.encoders = dict(members), rule, ties, encoder_of or {}, encoders or {}
+        self.members, self.rule, self.ties, self.encoders = dict(members), rule, ties, encoders or {}
+        self.encoder_of = encoder_of or (dict.fromkeys(members, next(iter(self.encoders))) if len(self.encoders) == 1 else {})
         self.classes = next(iter(members.values())).classes
         for name, m in members.items():
             if m.classes != self.classes: raise ValueError(f"member '{name}' knows the classes {m.classes}, the first member {self.classes}")
-        self.fitted = None # table, labels and clips that the rule learned from
+            if self.encoder_of and name not in self.encoder_of: raise ValueError(f"encoder_of does not say which features member '{name}' reads")
+            if self.encoder_of and self.encoders and self.encoder_of[name] not in self.encoders: raise ValueError(f"member '{name}' reads '{self.encoder_of[name]}', which is no encoder here; {nearest(self.encoder_of[name], self.encoders)}")
+        self.fitted = self._fitted_rule = None # table, labels and clips that the rule learned from; the estimator
+
+    def of(self, name, x) -> Features:
+        "What a member reads of `x`: `Features`, or one per encoder by name"
+        if not isinstance(x, dict):
+            if len(set(self.encoder_of.values())) > 1: raise ValueError(f"the members read features of {', '.join(dict.fromkeys(self.encoder_of.values()))}; give a dictionary with one `Features` for each")
+            return x
+        if name not in self.encoder_of: raise ValueError(f"features come by name, but encoder_of does not say which member '{name}' reads")
+        if self.encoder_of[name] not in x: raise KeyError(f"no features of '{self.encoder_of[name]}', which member '{name}' reads; there are {', '.join(x)}")
+        return x[self.encoder_of[name]]
+
+    def _first(self, x): return self.of(next(iter(self.members)), x)
 
     def table(self, x) -> np.ndarray: # (n, members*classes)
         "Probabilities of all members, side by side; `x`: `Features`, or one per encoder by name"
-        of = lambda name: x[self.encoder_of[name]] if isinstance(x, dict) else x
-        return np.concatenate([m.predict_proba(of(name)) for name, m in self.members.items()], axis=1)
+        return np.concatenate([m.predict_proba(self.of(name, x)) for name, m in self.members.items()], axis=1)
 
     def fit(self, validation):
         "Learn weights or the stacking model from validation clips; the members stay as they are"
-        labels = (next(iter(validation.values())) if isinstance(validation, dict) else validation).labels
-        self.fitted = dict(table=self.table(validation), labels=np.asarray(labels), clips=_clip_names(validation))
+        first = self._first(validation)
+        self.fitted = dict(table=self.table(validation), labels=np.asarray(first.labels), clips=_clip_names(first))
+        self._fitted_rule = None
         return self
 
     def combine(self, table) -> np.ndarray: # (n, classes)
@@ -123,21 +140,37 @@ class Ensemble:
             shares = counts/counts.sum(1, keepdims=True)
             return (shares + 1e-6*mean)/(1 + 1e-6) if self.ties == 'probability' else shares
         known = dict(table=self.fitted['table'], labels=self.fitted['labels']) if self.fitted else {}
-        return make_combiner(self.rule, len(self.members), n, **known).predict_proba(table)
+        self._fitted_rule = self._fitted_rule or make_combiner(self.rule, len(self.members), n, **known)
+        return self._fitted_rule.predict_proba(table)
 
     def predict_proba(self, x) -> np.ndarray: return self.combine(self.table(x))
 
     def evaluate(self, x) -> Evaluation:
         "Accuracy on clips that the rule has not learned from"
-        if self.rule in ('weighted', 'stacking') and self.fitted and (both := len(self.fitted['clips'] & _clip_names(x))):
+        first = self._first(x)
+        if self.rule in ('weighted', 'stacking') and self.fitted and (both := len(self.fitted['clips'] & _clip_names(first))):
             raise ValueError(f'{both} of these clips were used to fit the rule; evaluate on others')
-        labels = (next(iter(x.values())) if isinstance(x, dict) else x).labels
-        return Evaluation(self.predict_proba(x), labels, self.classes)
+        return Evaluation(self.predict_proba(x), first.labels, self.classes)
 
     def replace(self, rule:str, ties=None):
         "The same members under another rule"
         other = Ensemble(self.members, rule, ties or self.ties, self.encoder_of, self.encoders)
         other.fitted = self.fitted
+        return other
+
+    def columns(self, names) -> np.ndarray:
+        "Where some members' probabilities lie in the table of all"
+        for name in names:
+            if name not in self.members: raise KeyError(f"no member '{name}'; {nearest(name, self.members)}")
+        n, order = len(self.classes), list(self.members)
+        return np.concatenate([np.arange(n) + n*order.index(name) for name in names])
+
+    def take(self, names):
+        "Some of the members under the same rule; a rule that learns does so again, from what it has kept of these"
+        if not names: raise ValueError('an ensemble needs at least one member')
+        columns, encoder_of = self.columns(names), {name: self.encoder_of[name] for name in names if name in self.encoder_of}
+        other = Ensemble({name: self.members[name] for name in names}, self.rule, self.ties, encoder_of, {e: self.encoders[e] for e in self.encoders if e in encoder_of.values()})
+        other.fitted = self.fitted and {**self.fitted, 'table': self.fitted['table'][:, columns]}
         return other
 
     def __repr__(self): return f'Ensemble({len(self.members)} members, {self.rule}, {len(self.classes)} classes)'
@@ -212,20 +245,102 @@ def compare(evaluations:dict, reference:str) -> pd.DataFrame:
     rows = [dict(model=name, **paired_difference(e, evaluations[reference])) for name, e in evaluations.items() if name != reference]
     return pd.DataFrame([{**row, 'verdict': verdict(row)} for row in rows])
 
+# %% ../nbs/11_ensemble.ipynb #ac1faf45
+@dataclass(frozen=True)
+class ImageConfig(Config):
+    "An image backbone of timm that looks at the frames of a clip"
+    name: str = 'resnet10t'   # as in `timm.list_models()`; 'resnet10t.c3_in1k' names published weights
+    num_frames: int = 8
+    height: int = 224         # pixels of a clip
+    width: int = 224
+    tokens: Literal['frames', 'mean', 'change'] = 'frames' # one token per frame; or one for all: their mean, their standard deviation
+    pixels: int = 0           # frames are scaled to this; 0: what the backbone was made for
+    pretrained: bool = False  # published weights; otherwise random ones
+    seed: int = 0             # of random weights
+    embed_dim: int = 0        # filled in by `ImageEncoder`
+    num_heads: int = 0        # for attentive probes; filled in
+
+    @property
+    def patch_size(self) -> int: return self.height # a token covers a whole frame
+    @property
+    def tubelet_size(self) -> int: return 1 if self.tokens == 'frames' else self.num_frames
+
+def _backbone(c:ImageConfig) -> nn.Module:
+    if not timm.is_model(c.name): raise KeyError(f"timm has no model '{c.name}'; {nearest(c.name, timm.list_models())}")
+    with seeded(c.seed, 'weights'):
+        try: return timm.create_model(c.name, pretrained=c.pretrained, num_classes=0)
+        except OSError as e: raise OSError(f"the published weights of '{c.name}' could not be fetched ({' '.join(str(e).split())[:80]}...); pretrained=False takes random ones") from None
+
+class ImageEncoder(nn.Module):
+    "A frozen image backbone as an encoder of clips"
+    def __init__(self, config:ImageConfig):
+        super().__init__()
+        self.backbone = _backbone(config)
+        made_for, D = self.backbone.pretrained_cfg, self.backbone.head_hidden_size
+        self.config = config.replace(embed_dim=D, num_heads=max(h for h in range(1, 9) if D % h == 0), pixels=config.pixels or made_for['input_size'][-1])
+        ours, theirs = (torch.tensor([imagenet_mean, imagenet_std]), torch.tensor([made_for['mean'], made_for['std']]))
+        self.register_buffer('scale', (ours[1]/theirs[1]).view(3, 1, 1))               # clips come with our mean and deviation,
+        self.register_buffer('shift', ((ours[0] - theirs[0])/theirs[1]).view(3, 1, 1)) # the backbone wants its own
+        self.eval().requires_grad_(False)
+
+    @property
+    def weights(self) -> str: return 'published weights' if self.config.pretrained else f'random weights (seed {self.config.seed})'
+
+    def forward(self, clip): # (B, 3, T, H, W) -> (B, T or 1, D)
+        "A token per frame, or one for the clip"
+        T, c = clip.shape[2], self.config
+        frames = clip.transpose(1, 2).flatten(0, 1) # B*T, 3, H, W
+        if frames.shape[-1] != c.pixels or frames.shape[-2] != c.pixels: frames = F.interpolate(frames, size=(c.pixels, c.pixels), mode='bilinear')
+        x = self.backbone(frames*self.scale + self.shift).unflatten(0, (-1, T)) # B, T, D
+        return x if c.tokens == 'frames' else x.mean(1, keepdim=True) if c.tokens == 'mean' else x.std(1, keepdim=True, unbiased=False)
+
+    def __repr__(self): return f'ImageEncoder({self.config.name} of timm, {self.weights}, {self.config.pixels} pixels, tokens: {self.config.tokens})'
+
+# %% ../nbs/11_ensemble.ipynb #d93f5716
+class ChangeOverTime(nn.Module):
+    "An encoder, of whose features only their standard deviation over time is kept, at every place"
+    def __init__(self, encoder:Encoder):
+        super().__init__()
+        self.encoder = encoder
+        self.config = encoder.config.replace(tubelet_size=encoder.config.num_frames) # a token covers all frames
+
+    def forward(self, clip): # (B, C, T, H, W) -> (B, H*W, D)
+        return self.encoder(clip).unflatten(1, (self.encoder.config.grid.T, -1)).std(1, unbiased=False)
+
 # %% ../nbs/11_ensemble.ipynb #c80038e5
+def head_width(head) -> int:
+    "Width of the tokens that a head reads"
+    return head.linear.in_features if isinstance(head, AttentiveClassifier) else head.norm.normalized_shape[0]
+
 def _heads_of(head) -> int: return head.pooler.cross_attention_block.xattn.num_heads if isinstance(head, AttentiveClassifier) else 0
 
 def _member_state(name, probe):
     "One member as tensors and plain values"
     if not isinstance(probe.model, nn.Module): raise ValueError(f"member '{name}' is a '{probe.config.kind}' probe, which has no tensors to save; use linear, mlp or attentive")
     state = {k: v.cpu() for k, v in probe.model.state_dict().items()}
-    dim = state['linear.weight' if probe.config.kind == 'attentive' else 'norm.weight'].shape[-1]
-    return dict(name=name, config=probe.config.to_dict(), dim=dim, num_heads=_heads_of(probe.model), state=state)
+    return dict(name=name, config=probe.config.to_dict(), dim=head_width(probe.model), num_heads=_heads_of(probe.model), state=state)
+
+def _encoder_state(e):
+    "An encoder as tensors and plain values"
+    if isinstance(e, ChangeOverTime): return dict(kind='change', encoder=_encoder_state(e.encoder))
+    return dict(kind='image' if isinstance(e, ImageEncoder) else 'video', config=e.config.to_dict(), state={k: v.cpu() for k, v in e.state_dict().items()})
+
+def _encoder_from(stored):
+    "What `_encoder_state` wrote"
+    kind = stored.get('kind', 'video')
+    if kind == 'change': return ChangeOverTime(_encoder_from(stored['encoder'])).eval()
+    if kind == 'video': encoder = Encoder(EncoderConfig.from_dict(stored['config']))
+    else:
+        config = ImageConfig.from_dict(stored['config'])
+        encoder = ImageEncoder(config.replace(pretrained=False)) # the weights are in the file
+        encoder.config = config
+    encoder.load_state_dict(stored['state'])
+    return encoder.eval()
 
 def save_ensemble(ensemble:Ensemble, file):
     "Write an ensemble, whole or not at all"
     fitted = ensemble.fitted and dict(table=torch.as_tensor(ensemble.fitted['table']), labels=torch.as_tensor(ensemble.fitted['labels']), clips=sorted(ensemble.fitted['clips']))
-    encoders = {name: dict(config=e.config.to_dict(), state=e.state_dict()) for name, e in ensemble.encoders.items()}
+    encoders = {name: _encoder_state(e) for name, e in ensemble.encoders.items()}
     state = dict(members=[_member_state(*m) for m in ensemble.members.items()], classes=ensemble.classes, rule=ensemble.rule, ties=ensemble.ties, encoder_of=ensemble.encoder_of, fitted=fitted, encoders=encoders)
     with write_beside(file) as temporary: torch.save(state, temporary)
 
@@ -240,10 +355,7 @@ def load_ensemble(file) -> Ensemble:
         head = make_head(config, m['dim'], m['num_heads'], len(state['classes']))
         head.load_state_dict(m['state'])
         members[m['name']] = Probe(config, head.eval(), state['classes'])
-    encoders = {}
-    for name, e in state['encoders'].items():
-        encoders[name] = Encoder(EncoderConfig.from_dict(e['config'])).eval()
-        encoders[name].load_state_dict(e['state'])
+    encoders = {name: _encoder_from(e) for name, e in state['encoders'].items()}
     ensemble = Ensemble(members, state['rule'], state['ties'], state['encoder_of'], encoders)
     if state['fitted']: ensemble.fitted = dict(table=state['fitted']['table'].numpy(), labels=state['fitted']['labels'].numpy(), clips=set(state['fitted']['clips']))
     return ensemble
