@@ -1,0 +1,115 @@
+"""Members in processes of their own, and ONNX: the same answers as in one process, and a vote that survives its members"""
+import os, signal
+
+import numpy as np
+import pytest
+import torch
+
+from jepa.core import generator, seeded
+from jepa._edge import Fleet, pack, unpack, vote
+from jepa.encoder import Encoder, encoder_config
+from jepa.ensemble import ChangeOverTime, Ensemble, ImageConfig, ImageEncoder, save_ensemble
+from jepa.infer import Classifier, EnsembleClassifier, export_onnx
+from jepa.data import denormalise
+from jepa.probe import Features, Probe, ProbeConfig, make_head
+
+CLASSES = list('abcd')
+KINDS = ('linear', 'mlp', 'attentive')
+
+
+def make_encoder(**changes):
+    with seeded(0, 'encoder'): encoder = Encoder(encoder_config('toy', num_frames=4, height=32, width=32, patch_size=8, **changes)).eval()
+    encoder.patch_embed.proj.weight.data.mul_(20)
+    return encoder
+
+
+def make_probe(kind, encoder, seed, depth=1):
+    "A probe whose answers differ from clip to clip"
+    config = ProbeConfig(kind=kind, seed=seed, depth=depth)
+    with seeded(seed, 'probe'): head = make_head(config, encoder.config.embed_dim, encoder.config.num_heads, 4)
+    for p in head.parameters(): p.data.mul_(6)
+    return Probe(config, head.eval(), CLASSES)
+
+
+def make_ensemble(encoder, rule='hard'): return Ensemble({kind: make_probe(kind, encoder, i) for i, kind in enumerate(KINDS)}, rule, encoders={'toy': encoder})
+
+
+def clips(n, seed=0): return torch.randn(n, 3, 4, 32, 32, generator=generator(seed, 'clips')).clamp(-1.5, 1.5)
+
+
+@pytest.mark.parametrize('array', [np.arange(12, dtype=np.float16).reshape(3, 4), np.zeros((2, 3, 3, 3), np.uint8), np.array([.25], np.float32)])
+def test_a_message_is_its_number_and_its_array(array):
+    number, back = unpack(pack(7, array))
+    assert number == 7 and back.dtype == array.dtype and np.array_equal(back, array) and 8 + array.nbytes < len(pack(7, array)) <= 8 + 128 + array.nbytes
+
+
+@pytest.mark.slow
+def test_processes_answer_as_one_and_the_vote_survives_them(place, tmp_path):
+    encoder = make_encoder()
+    ensemble = make_ensemble(encoder)
+    for name in KINDS: save_ensemble(ensemble.take([name]), tmp_path/f'{name}.pt')
+    pixels = [denormalise(c) for c in clips(4)]
+    from jepa.data import normalise
+    x = torch.stack([normalise(torch.from_numpy(p).permute(0, 3, 1, 2)) for p in pixels])
+    with torch.inference_mode(): tokens = encoder(x).half().numpy()
+    table = ensemble.table(Features(tokens[:, None], np.zeros(4, int), CLASSES))
+    with Fleet({name: tmp_path/f'{name}.pt' for name in KINDS}) as fleet:
+        for i in range(4):
+            from_features, from_clip = fleet.ask(tokens[i]), fleet.ask(pixels[i])
+            assert list(from_features) == list(KINDS)
+            assert np.allclose(np.concatenate(list(from_features.values())), table[i], atol=1e-5) and np.allclose(np.concatenate(list(from_clip.values())), table[i], atol=5e-3)
+            assert np.allclose(vote(ensemble, from_features), ensemble.combine(table[i:i + 1])[0], atol=1e-5)
+        assert fleet.sent == 3*sum(len(pack(0, tokens[0])) + len(pack(0, p)) for p in pixels) and fleet.received == 3*8*len(pack(0, table[0, :4].astype(np.float32)))
+
+        os.kill(fleet.processes['mlp'].pid, signal.SIGSTOP) # hangs
+        assert list(fleet.ask(tokens[0], timeout=3)) == ['linear', 'attentive'] and fleet.alive == list(KINDS)
+        os.kill(fleet.processes['mlp'].pid, signal.SIGCONT) # its late answer to the old question is not taken for one to the new
+        late = fleet.ask(tokens[1])
+        assert list(late) == list(KINDS) and np.allclose(late['mlp'], table[1, 4:8], atol=1e-5)
+
+        fleet.kill('linear')
+        left = fleet.ask(tokens[2])
+        assert list(left) == ['mlp', 'attentive'] == fleet.alive
+        assert np.allclose(vote(ensemble, left), ensemble.take(['mlp', 'attentive']).combine(table[2:3, 4:])[0], atol=1e-5)
+        for name in ('mlp', 'attentive'): fleet.kill(name)
+        with pytest.raises(RuntimeError, match='no member answered'): vote(ensemble, fleet.ask(tokens[3]))
+
+
+@pytest.mark.slow
+def test_a_member_that_cannot_start_is_named(place, tmp_path):
+    (tmp_path/'bad.pt').write_bytes(b'no ensemble')
+    with pytest.raises(RuntimeError, match="'broken' did not start"): Fleet({'broken': tmp_path/'bad.pt'})
+
+
+def exported(classifier, file):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnxscript')
+    return onnxruntime.InferenceSession(str(export_onnx(classifier, file)), providers=['CPUExecutionProvider'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind, depth, changes', [('attentive', 2, dict(positions='learned')), ('linear', 1, dict(positions='rope'))])
+def test_onnx_gives_the_same_probabilities_for_any_number_of_clips(kind, depth, changes, place, tmp_path):
+    encoder = make_encoder(**changes)
+    probe = make_probe(kind, encoder, 1, depth)
+    session = exported(Classifier(encoder, probe.model, CLASSES), tmp_path/'m.onnx')
+    for n in (1, 2, 5):
+        x = clips(n, n)
+        with torch.inference_mode(): ours = probe.model(encoder(x)).softmax(-1).numpy()
+        [theirs] = session.run(None, {'clips': x.numpy()})
+        assert theirs.shape == (n, 4) and np.abs(ours - theirs).max() < 1e-5
+    assert ours.std(0).max() > .05
+
+
+@pytest.mark.slow
+def test_onnx_of_members_on_pooled_features_and_on_an_image_backbone(place, tmp_path):
+    change = ChangeOverTime(make_encoder())
+    image = ImageEncoder(ImageConfig('test_resnet', num_frames=4, height=32, width=32, pixels=32))
+    ensemble = Ensemble({'change': make_probe('linear', change, 0), 'image': make_probe('mlp', image, 1)}, 'soft', encoder_of={'change': 'a', 'image': 'b'}, encoders={'a': change, 'b': image})
+    crowd = EnsembleClassifier(ensemble)
+    x = clips(3)
+    for name in ensemble.members:
+        one = crowd.member(name)
+        with torch.inference_mode(): ours = one.probe(one.encoder(x)).softmax(-1).numpy()
+        assert np.abs(exported(one, tmp_path/f'{name}.onnx').run(None, {'clips': x.numpy()})[0] - ours).max() < 1e-4
+    with pytest.raises(ValueError, match='member by member'): export_onnx(crowd, tmp_path/'all.onnx')
