@@ -7,7 +7,7 @@ __all__ = ['class_names', 'Classifier', 'load_classifier', 'EnsembleClassifier',
            'likeliest', 'Results', 'video_files', 'infer', 'draw_answers', 'contact_sheet', 'export_onnx']
 
 # %% ../nbs/13_infer.ipynb #8de2c628
-import csv, importlib, importlib.util, json, os, re, sys
+import csv, importlib, importlib.util, json, os, re, sys, warnings
 from pathlib import Path
 
 # %% ../nbs/13_infer.ipynb #707bbe70
@@ -403,7 +403,9 @@ def export_onnx(
     if isinstance(head, AttentiveClassifier): head = nn.Sequential(_AnyBatch(head.pooler), head.linear)
     module = nn.Sequential(classifier.encoder, head, nn.Softmax(-1)).float().cpu().eval()
     clips = torch.zeros(2, 3, c.num_frames, c.height, c.width)
-    program = torch.onnx.export(module, (clips,), dynamo=True, dynamic_shapes=({0: torch.export.Dim('batch')},), input_names=['clips'], output_names=['probabilities'], verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning) # of torch about its own parts
+        program = torch.onnx.export(module, (clips,), dynamo=True, dynamic_shapes=({0: torch.export.Dim('batch')},), input_names=['clips'], output_names=['probabilities'], verbose=False)
     with write_beside(file) as temporary: program.save(temporary)
     for m in (classifier.encoder, classifier.probe): m.to(classifier.accelerator.device)
     return Path(file)
