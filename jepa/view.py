@@ -9,12 +9,10 @@ __all__ = ['PALETTES', 'Picture', 'Seen', 'footage', 'see', 'Components', 'movin
            'dead_dimensions', 'view_statistics', 'surprise', 'surprise_over_time', 'view_surprise', 'Model',
            'open_model', 'all_pictures', 'write_page']
 
-# %% ../nbs/12_view.ipynb #8c054f74
+# %% ../nbs/12_view.ipynb #25cd5191
 import copy, html, math
 from pathlib import Path
 from typing import Iterator, NamedTuple
-
-# %% ../nbs/12_view.ipynb #60ef9447
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -65,6 +63,11 @@ class Seen(NamedTuple):
     numbers: np.ndarray  # (B, T) of the frames, in their file
     def frames(self, clip:int=0) -> np.ndarray: return denormalise(self.clips[clip]) # uint8 (T, H, W, 3)
     def take(self, rows): return Seen(self.clips[rows], self.tokens[rows], self.grid, [self.names[i] for i in rows], self.numbers[rows])
+    def minus(self, what:str): # `clip`: the mean token of every clip, `place`: that of every place over the clips
+        "The same without what a clip, or a place, has in common"
+        means = dict(clip=self.tokens.mean(1, keepdim=True), place=self.tokens.mean(0, keepdim=True))
+        if what not in means: raise KeyError(f"no mean over '{what}'; {nearest(what, means)}")
+        return self._replace(tokens=self.tokens - means[what])
     @property
     def maps(self) -> torch.Tensor: return self.tokens.view(len(self.tokens), *self.grid, -1) # (B, t, h, w, D)
     def of_tubelet(self, t:int) -> int: return t*self.clips.shape[2]//self.grid.T # its first frame
@@ -406,7 +409,7 @@ def surprise(
             error.scatter_add_(1, m.target_ids.cpu(), e); count.scatter_add_(1, m.target_ids.cpu(), torch.ones_like(e))
     return torch.where(count > 0, error/count, torch.nan).view(-1, *grid).numpy()
 
-# %% ../nbs/12_view.ipynb #cd9e6a84
+# %% ../nbs/12_view.ipynb #9f3bbfe0
 def surprise_over_time(
     jepa:Jepa, clip, # (3, T, H, W), as long as one likes
     masks, draws:int=1, seed:int=0,
@@ -451,7 +454,7 @@ def view_surprise(
         known = ~np.isnan(x).all((1, 2))
         ax.plot(numbers[::step][:T][known], np.nanmean(x[known], axis=(1, 2)), marker='os^v'[i % 4], ms=4, label=name, color=plt.cm.cividis(.05 + .8*i/max(len(found) - 1, 1)), ls=('-', '--', ':', '-.')[i % 4])
     if marked is not None: ax.axvline(marked, color='grey', lw=1, ls=':')
-    ax.set(xlabel='frame of the file', ylabel=f'mean over tokens', ylim=(0, None), xlim=(numbers[0] - .5, numbers[-1] + .5)); ax.legend(fontsize=7)
+    ax.set(xlabel='frame of the file', ylabel=f'mean over tokens', ylim=(0, None), xlim=(numbers[0] - .5, numbers[-1] + .5)); ax.legend(fontsize=7, loc='lower right')
     fig.colorbar(drawn, ax=fig.axes[1:2*len(at):2], label='surprise', shrink=.9)
     fig.suptitle(f'{title}; unit: {unit}', fontsize=9)
     scaled = plt.cm.viridis(np.clip(np.nan_to_num(first)/max(top, 1e-9), 0, 1))[..., :3]
@@ -492,7 +495,7 @@ def open_model(
     device = machine().device
     return Model(f'{loaded.layout} layout, width {c.embed_dim}, depth {c.depth}', loaded.encoder.to(device), jepa and jepa.to(device), tuple(masks), clip, why)
 
-# %% ../nbs/12_view.ipynb #cbffdaa7
+# %% ../nbs/12_view.ipynb #c2661ffc
 def all_pictures(
     model:Model, file, # a video or image
     among=(),          # other videos: where neighbours are looked for
@@ -505,12 +508,15 @@ def all_pictures(
     alone = model.encoder.config.modalities and Path(file).suffix.lower() in image_suffixes # has a patch embedding of its own
     clip = model.clip.replace(segments=segments, **(dict(num_frames=1) if alone else {}))
     seen = see(model.encoder, **footage([file], clip))
-    components = Components(seen.tokens)
+    own = seen.minus('clip')
+    components = Components(own.tokens)
     middle = len(seen.tokens)//2
     if at is None:
-        first = components(seen.maps[middle].numpy())[0, ..., 0] # the token that stands out most, at the first time
+        first = components(own.maps[middle].numpy())[0, ..., 0] # the token that stands out most, at the first time
         at = (0, *(int(i) for i in np.unravel_index(first.argmax(), first.shape)))
-    yield 'components', view_components(seen, middle, components)
+    picture = view_components(own, middle, components)
+    picture.caption += ' The mean token of every clip is taken off.'
+    yield 'components', picture
     yield 'similarity', view_similarity(seen, middle, at)
     yield 'attention', view_attention(model.encoder, seen, middle, at, layer)
     yield 'map', view_map(seen)
@@ -532,7 +538,6 @@ def _surprise_of(model, file, windows):
     found = surprise_over_time(model.jepa, long['clips'][0], model.masks, draws=1 if model.masks[0].kind == 'future' else 4, windows=windows)
     return view_surprise({Path(file).stem: found}, denormalise(long['clips'][0]), long['numbers'][0], f'|prediction - target|^{model.jepa.loss_exp:g} / {model.jepa.loss_exp:g}', title=f'Surprise over time: {Path(file).stem}')
 
-# %% ../nbs/12_view.ipynb #8608af2d
 _page = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>body{{font:16px/1.45 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}}
 figure{{margin:2rem 0}}img,video{{max-width:100%;height:auto}}figcaption,p.facts{{color:#444;font-size:.92rem}}video{{image-rendering:pixelated;display:block;margin-top:.5rem}}</style>
