@@ -84,7 +84,7 @@ def missing(self:Manifest) -> list[str]:
 def split(self:Manifest, name:str) -> Manifest: # the rows of one split
     "Rows of the split `name`"
     found = sorted(set(self.table.split))
-    if name not in found: raise KeyError(f"no split '{name}'; {nearest(name, found)}")
+    if name not in found: raise KeyError(f"{self.root} has no split '{name}'; {nearest(name, found) if any(found) else 'none of its files has one: put them in folders train and val, or give read_manifest split=...'}")
     return self.where(self.table.split == name)
 
 def _round_robin(groups):

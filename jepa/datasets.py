@@ -149,11 +149,11 @@ def index_dataset(
 class Request(Config):
     "A small dataset to draw"
     classes: int | tuple[str, ...]      # the first so many that have enough files, or names, in label order
-    counts: dict                        # {split: files of each class}, or {split: {class: files}}
+    counts: dict                        # {split: files of each class}, or {split: {class: files}}; none of a class that is not named
     seed: int = 0
     fewer: bool = False                 # take what there is of a class that has fewer
 
-    def count(self, split, name): return self.counts[split] if isinstance(self.counts[split], int) else self.counts[split][name]
+    def count(self, split, name): return self.counts[split] if isinstance(self.counts[split], int) else self.counts[split].get(name, 0)
 
 # %% ../nbs/16_datasets.ipynb #3f10406a
 def _paper_requests():
@@ -165,6 +165,7 @@ def _paper_requests():
     numbers = lambda table, column: {n: int(v) for n, v in zip(table.class_name, table[column])}
     out['pico-10'] = dict(classes=tuple(pico.class_name), counts=dict(train=numbers(pico, 'pretraining_videos')))
     out['pico-4'] = dict(classes=tuple(four.class_name), counts=dict(train=numbers(four, 'train_videos'), val=numbers(four, 'validation_videos')))
+    out['pico-table2'] = dict(classes=tuple(pico.class_name), counts=out['pico-10']['counts'] | dict(val=out['pico-4']['counts']['val']))
     return out
 
 def request(
@@ -183,7 +184,7 @@ def request(
         names = int(text) if text.isdigit() else tuple(classes if not text else class_names(text) if Path(text).is_file() else [n.strip() for n in text.split(',')])
         wanted = dict(classes=names, counts=dict(zip(split, each)))
     if wanted['classes'] == 0 or any(n < 1 for n in wanted['counts'].values() if isinstance(n, int)): raise ValueError('classes and files per class must be at least 1')
-    cut = lambda n: {k: cut(v) for k, v in n.items()} if isinstance(n, dict) else max(n//shrink, 1)
+    cut = lambda n: {k: cut(v) for k, v in n.items()} if isinstance(n, dict) else max(round(n/shrink), 1)
     return Request(wanted['classes'], cut(wanted['counts']), seed, fewer)
 
 # %% ../nbs/16_datasets.ipynb #6b148497
@@ -212,9 +213,9 @@ def _queues(manifest, wanted):
     else: names = _class_match(wanted.classes, manifest)
     for name, asked in names.items():
         for split in wanted.counts:
-            if size(split, name) < (1 if wanted.fewer else wanted.count(split, asked)): raise ValueError(f"class '{name}' has {size(split, name)} files in {split}, not {wanted.count(split, asked)}; --fewer takes what there is")
+            if size(split, name) < (min(1, wanted.count(split, asked)) if wanted.fewer else wanted.count(split, asked)): raise ValueError(f"class '{name}' has {size(split, name)} files in {split}, not {wanted.count(split, asked)}; --fewer takes what there is")
     ordered = lambda split, group: sorted(group.index, key=lambda i: _turn(wanted.seed, split, group.path[i]))
-    return {(s, c): ordered(s, by[s, c]) for c in names for s in wanted.counts}, names
+    return {(s, c): ordered(s, by[s, c]) for c, asked in names.items() for s in wanted.counts if wanted.count(s, asked)}, names
 
 # %% ../nbs/16_datasets.ipynb #126c159f
 def draw_part(

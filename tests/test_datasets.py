@@ -122,18 +122,21 @@ def test_real_videos_as_a_plain_folder(place, tmp_path):
 def test_the_papers_subsets():
     pico = published('pico_classes')
     ten, four = request('pico-10', shrink=50), request('pico-4')
-    assert ten.classes == tuple(pico.class_name) and ten.counts['train'] == dict(zip(pico.class_name, pico.pretraining_videos//50))
+    assert ten.classes == tuple(pico.class_name) and ten.counts['train'] == dict(zip(pico.class_name, (pico.pretraining_videos/50).round()))
     assert {s: sum(c.values()) for s, c in four.counts.items()} == dict(train=2817, val=194)
+    whole = request('pico-table2') # pretraining on ten classes, validation of four
+    assert whole.classes == tuple(pico.class_name) and {s: sum(c.values()) for s, c in whole.counts.items()} == dict(train=7203, val=194) and whole.count('val', 'archery') == 0
     for r in published('nano_tab2').itertuples():
         q = request(f'nano-table2-{r.model}')
         assert q.classes == r.classes and q.counts == dict(train=r.train_per_class, val=r.validation_per_class)
 
-@pytest.mark.parametrize('name, counts', [('pico-10', 'pretraining_videos'), ('pico-4', 'train_videos')])
+@pytest.mark.parametrize('name, counts', [('pico-10', 'pretraining_videos'), ('pico-4', 'train_videos'), ('pico-table2', 'pretraining_videos')])
 def test_pico_at_one_fiftieth(place, k700, tmp_path, name, counts):
     jepa_command('data', 'nano', '--from', k700, '--classes', name, '--shrink', 50, '--out', tmp_path/'nano', *(['--fewer'] if name == 'pico-4' else []))
     part, pico = read_manifest(tmp_path/'nano'/'manifest.csv'), published('pico_classes').dropna(subset=counts)
-    assert {c.replace(' ', '_'): n for (s, c), n in per_class(part).items() if s == 'train'} == {r.class_name: int(getattr(r, counts))//50 for r in pico.itertuples()}
+    assert {c.replace(' ', '_'): n for (s, c), n in per_class(part).items() if s == 'train'} == {r.class_name: round(getattr(r, counts)/50) for r in pico.itertuples()}
     assert [c.replace(' ', '_') for c in part.classes] == pico.class_name.tolist()
+    assert {c for (s, c) in per_class(part) if s == 'val'} == ({c.replace('_', ' ') for c in request('pico-4').classes} if name != 'pico-10' else set())
     for split in set(part.table.split): # V-JEPA's lists, from any folder
         listed = read_manifest(tmp_path/'nano'/f'{split}.csv')
         assert len(listed) == len(part.split(split)) and not listed.missing() and listed.table.label.tolist() == part.split(split).table.label.tolist()
