@@ -2,7 +2,7 @@
 import argparse, json, shutil, time
 from pathlib import Path
 import pandas as pd
-from jepa.core import load_settings, short_hash
+from jepa.core import load_settings, short_hash, write_beside
 from jepa.data import Augment
 from jepa.masks import Future, MultiBlock, RandomTokens, RandomTube
 from jepa.objective import Objective
@@ -84,7 +84,7 @@ def search(epochs=6, seeds=1, out='data/recipe_search.csv', only='', say=print):
                 start = time.monotonic()
                 rows = one(question, name, changes, epochs, seed, videos, {0, 1, 2, 4})
                 table = pd.concat([pd.read_csv(out), pd.DataFrame(rows)]) if out.exists() else pd.DataFrame(rows)
-                table.to_csv(out, index=False)
+                with write_beside(out) as temporary: table.to_csv(temporary, index=False)
                 say(f'{name}, seed {seed}: {json.dumps(rows[-1])} ({time.monotonic() - start:.0f} s)', flush=True)
 
 

@@ -216,16 +216,15 @@ def open_encoders(
     from jepa.checkpoint import load_checkpoint
     from jepa.core import seeded
     from jepa.encoder import Encoder
-    from jepa.pico import PicoConfig, new_pico
+    import jepa.pico # makes its configuration known
     from jepa.train import Run, TrainConfig, new_jepa
     from jepa.video import ClipConfig
     loaded = load_checkpoint(path)
     if 'clip' in loaded.config: # a run of ours
-        kind, new = (PicoConfig, new_pico) if 'sees_hidden' in loaded.config else (TrainConfig, new_jepa)
-        config = kind.from_dict(loaded.config)
+        config = TrainConfig.from_dict(loaded.config)
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
-        jepa = Run(folder).untrained() if kind is TrainConfig and (folder/'config.json').exists() else new(config)
-        return dict(pretrained=loaded.encoder, untrained=jepa.encoder.eval()), config.clip
+        untrained = Run(folder).untrained() if (folder/'config.json').exists() else new_jepa(config)
+        return dict(pretrained=loaded.encoder, untrained=untrained.encoder.eval()), config.clip
     c = loaded.encoder.config
     with seeded(0, 'weights'): untrained = Encoder(c).eval()
     return dict(pretrained=loaded.encoder, untrained=untrained), ClipConfig(num_frames=c.num_frames, size=c.height)

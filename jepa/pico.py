@@ -4,14 +4,11 @@
 
 # %% auto #0
 __all__ = ['AS_PUBLISHED', 'PICO_ACTIONS', 'PARTS', 'PublishedTube', 'published_tube', 'PicoConfig', 'pico_config',
-           'PicoPredictor', 'set_dropout', 'Pico', 'new_pico', 'pico_optimizer', 'PicoRun', 'pretrain_pico',
-           'pico_videos', 'pool_change', 'pico_features', 'pico_heads', 'pico_table2', 'draw_ensemble', 'load_pico',
-           'PicoClassifier']
+           'PicoPredictor', 'set_dropout', 'Pico', 'pico_videos', 'pool_change', 'pico_features', 'pico_heads',
+           'pico_table2', 'draw_ensemble', 'load_pico', 'PicoClassifier']
 
 # %% ../nbs/21_pico.ipynb #93dbd4f3
-import json, time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 # %% ../nbs/21_pico.ipynb #3a79d219
@@ -24,12 +21,10 @@ from .actions import *
 from .video import *
 from .data import *
 from .masks import *
-from .masks import _samplers
 from .encoder import *
 from .predictor import *
 from .objective import *
 from .train import *
-from .train import _difference, _save
 from .probe import *
 from .ensemble import *
 from .report import published
@@ -46,12 +41,13 @@ def published_tube(config:PublishedTube, grid:Grid, batch_size:int, generator): 
     hidden = tube(RandomTube(ratio=config.ratio), grid, batch_size, generator)
     return hidden.permute(0, 2, 3, 1).reshape(hidden.shape) # B, H, W, T read as B, T, H, W
 
-_samplers['published_tube'] = published_tube
+SAMPLERS['published_tube'] = published_tube
 
 # %% ../nbs/21_pico.ipynb #09320550
 @dataclass(frozen=True)
 class PicoConfig(TrainConfig):
     "pico-JEPA's pretraining; the defaults of the first three are as described"
+    method: Literal['pico'] = 'pico'
     sees_hidden: bool = False        # the context encoder attends over all tokens; hidden ones are dropped afterwards
     target_first: bool = False       # the target moves before the loss is computed, not after the optimiser's step
     target_dropout: bool = False     # dropout in the target encoder, too
@@ -64,6 +60,10 @@ class PicoConfig(TrainConfig):
         for name, only in dict(loss_exp=2., reg_coeff=0., objective=Objective(), whiten=False).items():
             if getattr(self, name) != only: raise ValueError(f'pico-JEPA does not know {name}={getattr(self, name)}; leave it at {only}')
         if self.ema[0] != self.ema[1]: raise ValueError(f'pico-JEPA keeps its EMA momentum, but ema={self.ema}; give the same number twice')
+
+    def build(self):
+        "A model with new weights; the same for the same seed, in both forms"
+        return Pico(self)
 
 AS_PUBLISHED = dict(sees_hidden=True, target_first=True, target_dropout=True, masks=(PublishedTube(),))
 
@@ -150,75 +150,6 @@ class Pico(Jepa):
         "After the optimiser's step, as described; as published it has already moved"
         if not self.config.target_first: super().update_target(momentum)
 
-def new_pico(config:PicoConfig) -> Pico:
-    "The untrained model of a configuration; the same weights for the same seed, in both forms"
-    with seeded(config.seed, 'weights'): return Pico(config)
-
-# %% ../nbs/21_pico.ipynb #6504e2fd
-def pico_optimizer(pico:Pico) -> torch.optim.AdamW:
-    "AdamW; the predictor's learning rate is a multiple of the encoder's"
-    optimizer = make_optimizer(pico)
-    def faster(optimizer, *_):
-        for group in optimizer.param_groups[1::2]: group['lr'] *= pico.config.predictor_lr_factor # `param_groups` alternates
-    optimizer.register_step_pre_hook(faster)
-    return optimizer
-
-# %% ../nbs/21_pico.ipynb #3622ba6b
-class PicoRun(Run):
-    "The folder of a pico-JEPA run"
-    @property
-    def config(self) -> PicoConfig: return PicoConfig.from_dict(json.loads((self.folder/'config.json').read_text())['config'])
-    def untrained(self) -> Pico: return new_pico(self.config).eval()
-    def model(self) -> Pico:
-        "The trained model"
-        pico = new_pico(self.config)
-        load_training_state(pico, None, self.state())
-        return pico.eval()
-
-def pretrain_pico(
-    config:PicoConfig, manifest:Manifest,
-    folder=None,      # the run folder; by default named by configuration and data, under `settings.runs`
-    progress:bool=True
-)->PicoRun: # finished
-    "Pretrain in either form; continues a killed run at its last epoch, opens a finished one"
-    run = PicoRun(folder or run_folder(config, manifest, 'pico'))
-    identity = dict(config=config.to_dict(), data=manifest.hash)
-    stored = json.loads((run.folder/'config.json').read_text()) if (run.folder/'config.json').exists() else identity
-    if short_hash(stored) != short_hash(identity): raise ValueError(f'{run.folder} holds another experiment: {_difference(stored, identity)}; choose another folder')
-    if run.done: return run
-    part = manifest.select(n=min(config.monitor_clips, len(manifest)), seed=0)
-    cache = build_cache(manifest, config.clip, progress=progress)
-    clips = Clips(manifest, config.clip, config.augment, cache=cache, seed=config.seed)
-    watched = Clips(part, config.clip, config.augment.replace(train=False), cache=cache)
-    if len(clips) < config.batch_size: raise ValueError(f'{len(clips)} readable clips are less than one batch of {config.batch_size}; lower batch_size or add videos')
-    write_json(run.folder/'config.json', identity)
-    _train(run, config, clips, watched, len(clips)//config.batch_size)
-    return run
-
-# %% ../nbs/21_pico.ipynb #66f9a5f1
-def _train(run, config, clips, watched, steps_per_epoch):
-    "Epochs and steps, with meters and a checkpoint after every epoch"
-    accelerator = make_accelerator()
-    pico = new_pico(config).to(accelerator.device)
-    optimizer, plan = pico_optimizer(pico), config.plan(steps_per_epoch)
-    state = run.state() if (run.folder/'checkpoint.pt').exists() else dict(rows=[], meters=[], step=0)
-    if state['step']: load_training_state(pico, optimizer, state)
-    rows, looks, step = state['rows'], state['meters'], state['step']
-    model, optimizer = accelerator.prepare(pico, optimizer)
-    look = lambda epoch: looks.append(dict(epoch=epoch, **monitor(pico, loader(watched, 32, shuffle=False, drop_last=False), config.masks, config.seed, accelerator.autocast)))
-    if not looks: look(0)
-    model.train()
-    for epoch in range(step//steps_per_epoch, config.epochs):
-        for batch in loader(clips, config.batch_size, epoch=epoch, seed=config.seed, shuffle=True, drop_last=True):
-            started, values = time.monotonic(), plan.at(step)
-            pairs = [m.to(accelerator.device) for m in sample_masks(config.masks, config.encoder.grid, config.batch_size, generator(config.seed, 'masks', step))]
-            with seeded(config.seed, 'dropout', step): result = train_step(model, optimizer, batch['clip'].to(accelerator.device), pairs, values, config.clip_grad, accelerator)
-            if not result.finite: raise FloatingPointError(f'step {step} has no finite loss or gradient; lower the learning rate or use float32')
-            rows.append(dict(step=step, epoch=epoch, loss=result.out.loss.item(), **values._asdict(), finite=True, seconds=round(time.monotonic() - started, 4)))
-            step += 1
-        look(epoch + 1); _save(run, pico, optimizer, config, rows, looks, epoch + 1, step)
-    write_json(run.folder/'done.json', dict(steps=step, skipped_steps=0, seconds=round(sum(r['seconds'] for r in rows), 1)))
-
 # %% ../nbs/21_pico.ipynb #30c64522
 PICO_ACTIONS = dict(abseiling='move_down', acting_in_play='move_right', adjusting_glasses='blink', air_drumming='bounce', alligator_wrestling='turn_left',
                     answering_questions='move_left', applauding='shake', applying_cream='orbit_left', archaeological_excavation='grow', archery='turn_right')
@@ -278,7 +209,7 @@ def pico_features(
 )->dict[str, Features]:
     "Frozen features of the labelled videos; computed once, whatever the number of heads"
     if pooling not in ('mean', 'change'): raise ValueError(f"no pooling '{pooling}'; {nearest(pooling, ('mean', 'change'))}")
-    sets = {name: Clips(videos[name], clip, Augment(train=False), cache=build_cache(videos[name], clip, progress=progress)) for name in parts}
+    sets = {name: videos[name].clips(clip, Augment(train=False), progress=progress) for name in parts}
     found = {name: features(encoder, clips, progress=progress) for name, clips in sets.items()}
     return {name: pool_change(f, encoder.config.grid) for name, f in found.items()} if pooling == 'change' else found
 

@@ -11,7 +11,7 @@ __all__ = ['StepValues', 'Plan', 'param_groups', 'make_optimizer', 'StepResult',
 import json, math, time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 # %% ../nbs/08_train.ipynb #16954a40
 import numpy as np
@@ -56,17 +56,21 @@ class Plan(Config):
         return StepValues(lr, half(self.wd, self.final_wd, s/T), self.ema[0] + k*(self.ema[1] - self.ema[0])/T)
 
 # %% ../nbs/08_train.ipynb #7e701b70
-def param_groups(jepa:Jepa) -> list[dict]:
+def param_groups(
+    jepa:Jepa,
+    predictor_lr_factor:float=1. # the predictor's learning rate over the encoder's
+)->list[dict]:
     "Four groups: decayed weights of encoder and predictor, then their biases and 1-D parameters"
     modules = (jepa.encoder, jepa.predictor)
     flat = lambda name, p: p.ndim == 1 or name.endswith('bias')
     decayed = [dict(params=[p for n, p in m.named_parameters() if not flat(n, p)]) for m in modules]
     spared = [dict(params=[p for n, p in m.named_parameters() if flat(n, p)], WD_exclude=True, weight_decay=0) for m in modules]
+    if predictor_lr_factor != 1: [group.update(lr_factor=predictor_lr_factor) for group in (decayed[1], spared[1])]
     return decayed + spared
 
-def make_optimizer(jepa:Jepa, betas=(0.9, 0.999), eps:float=1e-8) -> torch.optim.AdamW:
+def make_optimizer(jepa:Jepa, betas=(0.9, 0.999), eps:float=1e-8, predictor_lr_factor:float=1.) -> torch.optim.AdamW:
     "AdamW (all of a step in one kernel) over `param_groups`; the schedules set its values at every step"
-    return torch.optim.AdamW(param_groups(jepa), betas=betas, eps=eps, fused=True)
+    return torch.optim.AdamW(param_groups(jepa, predictor_lr_factor), betas=betas, eps=eps, fused=True)
 
 # %% ../nbs/08_train.ipynb #483729fb
 class StepResult(NamedTuple):
@@ -86,7 +90,7 @@ def train_step(
     "One optimisation step; skipped when loss or gradients are not finite"
     jepa = accelerator.unwrap_model(model) if accelerator else model
     for group in optimizer.param_groups:
-        group['lr'] = values.lr
+        group['lr'] = values.lr*group.get('lr_factor', 1.)
         if not group.get('WD_exclude'): group['weight_decay'] = values.weight_decay
     out = model(clip, masks)
     backward = accelerator.backward if accelerator else torch.Tensor.backward
@@ -104,6 +108,7 @@ def train_step(
 @dataclass(frozen=True)
 class TrainConfig(Config):
     "A pretraining experiment; the defaults are nano-JEPA's"
+    method: Literal['jepa'] = 'jepa' # of subclasses their own: it says which one a dictionary describes
     encoder: EncoderConfig = field(default_factory=lambda: encoder_config('tiny'))
     predictor: PredictorConfig = PredictorConfig()
     masks: tuple[MaskConfig, ...] = (MultiBlock(), MultiBlock(num_blocks=2, spatial_scale=(0.7, 0.7)))
@@ -124,6 +129,7 @@ class TrainConfig(Config):
     reg_coeff: float = 0.
     objective: Objective = Objective()
     whiten: bool = False        # the patch embedding starts with outputs that are uncorrelated over the data (see `whiten_patches`)
+    predictor_lr_factor: float = 1. # the predictor's learning rate over the encoder's
     max_skipped_steps: int = 10 # steps without a finite loss that end the run
     monitor_clips: int = 256    # clips that the meters look at after every epoch
     seed: int = 0
@@ -134,6 +140,16 @@ class TrainConfig(Config):
         for name, value in wanted.items():
             if getattr(self.encoder, name) != value: raise ValueError(f'TrainConfig: encoder.{name} is {getattr(self.encoder, name)}, but clips have {value}; make them equal')
         if self.predictor.num_mask_tokens < len(self.masks): raise ValueError(f'TrainConfig: {len(self.masks)} masks need predictor.num_mask_tokens={len(self.masks)}, not {self.predictor.num_mask_tokens}')
+
+    @classmethod
+    def from_dict(cls, d):
+        methods, method = {c.method: c for c in (cls, *cls.__subclasses__())}, d.get('method', cls.method)
+        if method not in methods: raise KeyError(f"no pretraining method {method!r} is imported; {nearest(method, methods)}")
+        return super(TrainConfig, methods[method]).from_dict(d)
+
+    def build(self) -> Jepa:
+        "A model with new weights"
+        return Jepa(self.encoder, self.predictor, self.loss_exp, self.reg_coeff, self.objective)
 
     def plan(self, steps_per_epoch:int) -> Plan:
         "The schedules in steps"
@@ -216,7 +232,7 @@ class Run:
         "The model before the first step"
         jepa, patches = new_jepa(self.config), self.folder/'patches.pt'
         if patches.exists(): put_patches(jepa, torch.load(patches, weights_only=True))
-        return jepa
+        return jepa.eval()
     def model(self) -> Jepa:
         "The trained model"
         jepa = new_jepa(self.config)
@@ -225,11 +241,11 @@ class Run:
 
 def new_jepa(config:TrainConfig) -> Jepa:
     "The untrained model of a configuration; the same for the same seed"
-    with seeded(config.seed, 'weights'): return Jepa(config.encoder, config.predictor, config.loss_exp, config.reg_coeff, config.objective)
+    with seeded(config.seed, 'weights'): return config.build()
 
-def run_folder(config:TrainConfig, manifest:Manifest, name:str='pretrain') -> Path:
+def run_folder(config:TrainConfig, manifest:Manifest) -> Path:
     "Where a run lives: named by what it computes"
-    return load_settings().runs/f'{name}-{short_hash([config.to_dict(), manifest.hash])}'
+    return load_settings().runs/f'{config.method}-{short_hash([config.to_dict(), manifest.hash])}'
 
 # %% ../nbs/08_train.ipynb #b9c6e7b5
 def plot_run(metrics:pd.DataFrame, meters:pd.DataFrame):
@@ -349,7 +365,7 @@ def _loop(run, config, clips, watched, plan, steps_per_epoch, save_seconds, on_e
     "Epochs and steps"
     accelerator = make_accelerator()
     jepa = run.untrained().to(accelerator.device)
-    optimizer = make_optimizer(jepa)
+    optimizer = make_optimizer(jepa, predictor_lr_factor=config.predictor_lr_factor)
     rows, meter_rows, step = [], [], 0
     if (run.folder/'checkpoint.pt').exists():
         state = run.state()
@@ -374,7 +390,7 @@ def _loop(run, config, clips, watched, plan, steps_per_epoch, save_seconds, on_e
             pairs = [MaskPair(*(ids[part:part + len(batch['clip'])] for ids in m)).to(accelerator.device) for m in pairs]
             values = plan.at(step)
             clip_grad = config.clip_grad if step >= plan.warmup_steps else None
-            result = train_step(model, optimizer, batch['clip'].to(accelerator.device), pairs, values, clip_grad, accelerator)
+            with seeded(config.seed, 'step', step): result = train_step(model, optimizer, batch['clip'].to(accelerator.device), pairs, values, clip_grad, accelerator)
             loss = accelerator.reduce(result.out.loss.detach(), 'mean').item()
             rows.append(dict(step=step, epoch=epoch, loss=loss, **values._asdict(), encoder_grad=result.grad_norms[0], predictor_grad=result.grad_norms[1],
                              finite=result.finite, seconds=round(time.monotonic() - started, 4)))

@@ -311,11 +311,12 @@ def test_fetch_knows_the_names(tmp_path, monkeypatch):
 
 def test_a_pico_run_opens_without_its_predictor(tmp_path):
     from jepa.cli import open_encoders
-    from jepa.pico import new_pico, pico_config, pico_optimizer
+    from jepa.pico import pico_config
+    from jepa.train import new_jepa
     from jepa.predictor import PredictorConfig
     config = pico_config('published', num_frames=4, pixels=32, encoder=encoder_config('toy', num_frames=4, height=32, width=32, positions='learned'), predictor=PredictorConfig(embed_dim=48, depth=1, num_heads=3, num_mask_tokens=1))
-    pico = new_pico(config)
-    torch.save(training_state(pico, pico_optimizer(pico), config=json.loads(json.dumps(config.to_dict()))), tmp_path/'checkpoint.pt')
+    pico = new_jepa(config)
+    torch.save(training_state(pico, make_optimizer(pico, predictor_lr_factor=config.predictor_lr_factor), config=json.loads(json.dumps(config.to_dict()))), tmp_path/'checkpoint.pt')
     loaded = load_checkpoint(tmp_path)
     assert loaded.predictor is None and loaded.report.complete and any('pico' in n for n in loaded.report.notes) and same(loaded.encoder, pico.target_encoder)
     encoders, clip = open_encoders(tmp_path)

@@ -9,11 +9,10 @@ from jepa.core import generator, repo_root, seeded
 from jepa.encoder import EncoderConfig
 from jepa.masks import Grid, MaskPair, RandomTube, sample_masks
 from jepa.objective import nearest_context
-from jepa.pico import (PICO_ACTIONS, PicoClassifier, Pico, PublishedTube, load_pico, new_pico, pico_config, pico_heads, pico_optimizer, pico_videos, pool_change,
-                       pretrain_pico)
+from jepa.pico import (PICO_ACTIONS, PicoClassifier, Pico, PublishedTube, load_pico, pico_config, pico_heads, pico_videos, pool_change)
 from jepa.predictor import PredictorConfig
 from jepa.probe import Features, ProbeConfig
-from jepa.train import TrainConfig, train_step
+from jepa.train import TrainConfig, make_optimizer, new_jepa, pretrain, train_step
 
 GOLDEN = repo_root(Path(__file__).parent)/'tests/golden/pico2025.pt'
 TOLERANCE = 1e-5
@@ -91,7 +90,7 @@ def other_hidden(clip, masks, grid):
 @pytest.mark.parametrize('form', ['described', 'published'])
 def test_hidden_pixels_reach_the_context_only_as_published(form):
     config = pico_config(form, **SMALL)
-    pico, (clip, masks) = new_pico(config).eval(), inputs(config)
+    pico, (clip, masks) = new_jepa(config).eval(), inputs(config)
     with torch.no_grad(): a, b = (pico(x, masks) for x in (clip, other_hidden(clip, masks, config.encoder.grid)))
     moved = not a.contexts[0].equal(b.contexts[0])
     assert moved == (form == 'published')
@@ -115,8 +114,8 @@ def test_the_published_target_is_one_step_late():
     distances = {}
     for form in ('described', 'published'):
         config = pico_config(form, **SMALL, sees_hidden=False, masks=(RandomTube(ratio=.75),), dropout=0.)
-        pico, (clip, masks) = new_pico(config).double().train(), inputs(config)
-        start, optimizer, plan = pico.target_encoder.pos_embed.clone(), pico_optimizer(pico), config.plan(2)
+        pico, (clip, masks) = new_jepa(config).double().train(), inputs(config)
+        start, optimizer, plan = pico.target_encoder.pos_embed.clone(), make_optimizer(pico, predictor_lr_factor=config.predictor_lr_factor), config.plan(2)
         distances[form] = []
         for k in range(3):
             train_step(pico, optimizer, clip.double(), masks, plan.at(k))
@@ -128,14 +127,14 @@ def test_the_published_target_is_one_step_late():
 def test_dropout_reaches_the_target_only_as_published():
     for form in ('described', 'published'):
         config = pico_config(form, **SMALL)
-        pico, (clip, _) = new_pico(config).train(), inputs(config)
+        pico, (clip, _) = new_jepa(config).train(), inputs(config)
         with seeded(0): same = pico.target(clip).equal(pico.target(clip))
         assert same == (form == 'described') and pico.eval().target(clip).equal(pico.target(clip))
 
 
 def test_loss_is_the_mean_squared_error_and_gradients_reach_all_that_learns():
     config = pico_config(**SMALL)
-    pico, (clip, masks) = new_pico(config).train(), inputs(config)
+    pico, (clip, masks) = new_jepa(config).train(), inputs(config)
     out = pico(clip, masks)
     assert torch.isclose(out.loss, F.mse_loss(out.predictions[0].float(), out.targets[0]))
     out.loss.backward()
@@ -145,8 +144,8 @@ def test_loss_is_the_mean_squared_error_and_gradients_reach_all_that_learns():
 
 def test_the_predictor_learns_twice_as_fast():
     config = pico_config(**SMALL)
-    pico, (clip, masks) = new_pico(config).train(), inputs(config)
-    optimizer = pico_optimizer(pico)
+    pico, (clip, masks) = new_jepa(config).train(), inputs(config)
+    optimizer = make_optimizer(pico, predictor_lr_factor=config.predictor_lr_factor)
     for k in range(3):
         train_step(pico, optimizer, clip, masks, config.plan(4).at(k))
         lr = config.plan(4).at(k).lr
@@ -184,18 +183,20 @@ def test_heads_share_the_labels_in_the_papers_proportions():
 
 @pytest.mark.slow
 def test_a_run_from_videos_is_the_same_twice_and_goes_on_after_a_stop(place, monkeypatch):
-    import jepa.pico
+    import jepa.train
     videos = pico_videos(shrink=240, val_shrink=24, pixels=36, progress=False)
     assert list(videos['train'].classes) == [PICO_ACTIONS[c] for c in ('abseiling', 'adjusting_glasses', 'alligator_wrestling', 'archaeological_excavation')]
     assert set(videos['train'].table.path) <= set(videos['pretraining'].table.path) and not set(videos['val'].table.path) & set(videos['pretraining'].table.path)
     config = pico_config('published', **SMALL, epochs=2, batch_size=5, monitor_clips=8)
-    whole = pretrain_pico(config, videos['pretraining'], folder=place/'whole', progress=False)
-    calls, real = [], jepa.pico._save
-    def stop(*args): real(*args); calls.append(1); raise KeyboardInterrupt
-    monkeypatch.setattr(jepa.pico, '_save', stop)
-    with pytest.raises(KeyboardInterrupt): pretrain_pico(config, videos['pretraining'], folder=place/'stopped', progress=False)
-    monkeypatch.setattr(jepa.pico, '_save', real)
-    resumed = pretrain_pico(config, videos['pretraining'], folder=place/'stopped', progress=False)
+    whole = pretrain(config, videos['pretraining'], folder=place/'whole', progress=False)
+    calls, real = [], jepa.train._save
+    def stop(*args): # after the second checkpoint, in the middle of an epoch
+        real(*args); calls.append(1)
+        if len(calls) == 2: raise KeyboardInterrupt
+    monkeypatch.setattr(jepa.train, '_save', stop)
+    with pytest.raises(KeyboardInterrupt): pretrain(config, videos['pretraining'], folder=place/'stopped', save_seconds=0, progress=False)
+    monkeypatch.setattr(jepa.train, '_save', real)
+    resumed = pretrain(config, videos['pretraining'], folder=place/'stopped', progress=False)
     assert resumed.metrics.loss.tolist() == whole.metrics.loss.tolist()
     assert all(a.equal(b) for a, b in zip(resumed.model().state_dict().values(), whole.model().state_dict().values()))
-    with pytest.raises(ValueError, match='another experiment'): pretrain_pico(config.replace(epochs=3), videos['pretraining'], folder=place/'whole', progress=False)
+    with pytest.raises(ValueError, match='another experiment'): pretrain(config.replace(epochs=3), videos['pretraining'], folder=place/'whole', progress=False)
