@@ -100,6 +100,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'jepa.cli.reports_list': ('cli.html#reports_list', 'jepa/cli.py'),
                           'jepa.cli.reports_run': ('cli.html#reports_run', 'jepa/cli.py'),
                           'jepa.cli.stored_config': ('cli.html#stored_config', 'jepa/cli.py'),
+                          'jepa.cli.view': ('cli.html#view', 'jepa/cli.py'),
                           'jepa.cli.with_changes': ('cli.html#with_changes', 'jepa/cli.py'),
                           'jepa.cli.write_probe': ('cli.html#write_probe', 'jepa/cli.py')},
             'jepa.core': { 'jepa.core.Config': ('core.html#config', 'jepa/core.py'),

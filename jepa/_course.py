@@ -1,0 +1,75 @@
+"""The tables of the front page: notebooks as a course, and reports. What is in them is read from the repository: exercises, measured times, reports.toml."""
+import json, re
+from pathlib import Path
+
+from IPython.display import Markdown
+from jepa._times import known
+
+root = Path(__file__).resolve().parents[1]
+
+# part -> what each of its notebooks answers; in reading order
+COURSE = {
+    'first': {
+        '20_nano': 'What is a video JEPA, from data to probe, on one page?',
+        '01_actions': 'How can clips be made whose motion alone tells the class?',
+        '17_one_frame': 'Does a single frame give the class away?'},
+    'videos': {
+        '00_core': 'How do mistakes name themselves, and why does a number need an interval?',
+        '02_video': 'How does a file become frames, and what if it is damaged?',
+        '03_data': 'How do folders and lists become batches that a killed run can continue?'},
+    'the model': {
+        '04_masks': 'What is seen, what must be guessed, and why in blocks?',
+        '05_encoder': 'What does a vision transformer compute, and what of it is left out?',
+        '06_predictor': 'How are hidden features guessed?',
+        '07_objective': 'What is the loss, and why does it say nothing?',
+        '08_train': 'How is it trained, and how does a run survive being killed?',
+        '12_view': 'What does an encoder see, and what surprises the model?',
+        '18_widgets': 'What happens if one turns the knobs?'},
+    'evaluation': {
+        '10_probe': 'What do frozen features know, and is a difference real?',
+        '09_checkpoint': 'How is any published checkpoint opened?',
+        '11_ensemble': 'When is a vote better than its members?',
+        '24_many': 'When do several small models beat a large one?',
+        '13_infer': 'How is a folder of videos classified?'},
+    'methods': {
+        '21_pico': 'What does pico-JEPA do, as described and as published?',
+        '23_recipe': 'Which recipe learns motion on a laptop, and what does each of its parts do?'},
+    'tools': {
+        '14_report': 'What makes a result trustworthy?',
+        '15_cli': 'What can be done from the command line?',
+        '16_datasets': 'How is a small part of a large dataset drawn and fetched?',
+        '19_glossary': 'What do the words mean?'}}
+
+
+def exercises(name) -> int:
+    "How many exercises a notebook ends in"
+    cells = json.loads((root/'nbs'/f'{name}.ipynb').read_text())['cells']
+    return sum(len(re.findall(r'^\d+\. ', text, re.M)) for c in cells if c['cell_type'] == 'markdown' and (text := ''.join(c['source'])).startswith('## Exercises'))
+
+
+def course() -> Markdown:
+    "Every notebook: what it answers, its exercises, and the seconds that it took"
+    measured, lines = known(), ['| part | notebook | what it answers | exercises | seconds |', '|---|---|---|---|---|']
+    for part, notebooks in COURSE.items():
+        for i, (name, question) in enumerate(notebooks.items()):
+            n = exercises(name)
+            lines.append(f"| {'' if i else part} | [{name}]({name}.ipynb) | {question} | {f'[{n}]({name}.ipynb#Exercises)' if n else ''} | {measured[name]['seconds'] if name in measured else ''} |")
+    return Markdown('\n'.join(lines))
+
+
+def times() -> Markdown:
+    "What the seconds of the table are"
+    rows = known().values()
+    slowest = max(rows, key=lambda row: float(row['seconds']))
+    machines = sorted({f"{row['threads']} of {row['cores']} processor cores" for row in rows})
+    return Markdown(f"All of them take {sum(float(row['seconds']) for row in rows)/60:.0f} minutes from top to bottom, the longest ({slowest['notebook']}) {slowest['seconds']} seconds; measured on {' and '.join(machines)} by `python -m jepa._times`.")
+
+
+def reports() -> Markdown:
+    "What every report makes"
+    from jepa.report import catalogue
+    lines = ['| report | makes | about |', '|---|---|---|']
+    for name, spec in catalogue(root/'reports'/'reports.toml').items():
+        makes = ', '.join(spec.makes)
+        lines.append(f"| [{name}](../reports/{spec.notebook}) | {makes if makes.startswith('beyond') else f'{spec.paper}, {makes}'} | {spec.title} |")
+    return Markdown('\n'.join(lines))
