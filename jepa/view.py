@@ -10,7 +10,7 @@ __all__ = ['PALETTES', 'Picture', 'Seen', 'footage', 'see', 'Components', 'movin
            'open_model', 'all_pictures', 'write_page']
 
 # %% ../nbs/12_view.ipynb #25cd5191
-import copy, html, math
+import copy, html
 from pathlib import Path
 from typing import Iterator, NamedTuple
 import matplotlib.pyplot as plt
@@ -381,10 +381,11 @@ def view_statistics(seen:Seen) -> Picture:
     "Lengths of tokens, and standard deviations of dimensions"
     x = seen.tokens.flatten(0, 1)
     length, std, dead = x.norm(dim=-1).numpy(), x.std(0).numpy(), dead_dimensions(x)
+    bins = lambda v: np.linspace(v.min() - .001*v.mean(), v.max() + .001*v.mean(), 41) # an untrained network's lengths are all alike
     fig, axes = plt.subplots(1, 2, figsize=(7.5, 2.7))
-    axes[0].hist(length, 40, color=plt.cm.cividis(.3)); axes[0].axvline(np.median(length), color='black', lw=1, ls=':', label=f'median {np.median(length):.1f}')
+    axes[0].hist(length, bins(length), color=plt.cm.cividis(.3)); axes[0].axvline(np.median(length), color='black', lw=1, ls=':', label=f'median {np.median(length):.1f}')
     axes[0].set(title=f'Length of {len(x)} tokens', xlabel='Euclidean norm (feature units)', ylabel='tokens'); axes[0].legend(fontsize=7)
-    axes[1].hist(std, 40, color=plt.cm.cividis(.75)); axes[1].axvline(.01*np.median(std), color='black', lw=1, ls=':', label='dead below')
+    axes[1].hist(std, bins(std), color=plt.cm.cividis(.75)); axes[1].axvline(.01*np.median(std), color='black', lw=1, ls=':', label='dead below')
     axes[1].set(title=f'Spread of {x.shape[1]} dimensions: {dead.sum()} dead', xlabel='standard deviation (feature units)', ylabel='dimensions', xlim=(0, None)); axes[1].legend(fontsize=7)
     return Picture(fig, f'Lengths of {len(x)} tokens ({(length > 3*np.median(length)).sum()} longer than three medians), and how much each of {x.shape[1]} dimensions varies over them: {dead.sum()} are dead (below 1 % of the median); effective rank (RankMe) {rankme(x - x.mean(0)):.1f}.')
 
