@@ -333,8 +333,8 @@ def probe(
 @clear_errors
 def infer(
     videos: Annotated[Path, typer.Option(help='A folder, a list of paths, a CSV file, or one video or image.')],
-    encoder: Annotated[Path, typer.Option(help='A checkpoint of any layout, or the folder of a run.')],
-    probe: Annotated[Path, typer.Option(help='A probe of any layout.')],
+    probe: Annotated[Path, typer.Option(help='A probe of any layout, or an ensemble as `save_ensemble` writes it.')],
+    encoder: Annotated[Optional[Path], typer.Option(help='A checkpoint of any layout, or the folder of a run; not for an ensemble that holds its encoders.')] = None,
     classes: Annotated[str, typer.Option(help="Names of the classes: a text file with one a line, kinetics400 or imagenet; by default those in the probe's file, or numbers.")] = '',
     segments: Annotated[int, typer.Option(help='Clips spread over the length of a video.')] = 8,
     views: Annotated[int, typer.Option(help='Crops per clip, 1 or 3.')] = 3,
@@ -346,13 +346,12 @@ def infer(
     sheet: Annotated[Optional[Path], typer.Option(help='Draw frames and answers of 24 videos into this PNG file.')] = None,
     out: Annotated[Path, typer.Option(help='The table; beside it the same as .json, the journal .jsonl, and skipped.csv.')] = Path('results.csv'),
 ):
-    "Likeliest classes of every video, mean over segments and crops. The same command continues a run that was stopped. Exit status: 0 all answered, 3 some skipped (skipped.csv), 2 a mistake, 130 interrupted."
+    "Likeliest classes of every video, mean over segments and crops; of an ensemble the vote, its rule and the members' votes. The same command continues a run that was stopped. Exit status: 0 all answered, 3 some skipped (skipped.csv), 2 a mistake, 130 interrupted."
     from jepa.core import style, write_beside
     from jepa.infer import contact_sheet, infer, load_classifier, video_files
     found = video_files(videos)
     classifier = load_classifier(encoder, probe, classes or None, output_projection, **parameters(set_ or []))
     for line in classifier.loaded: typer.echo(line)
-    typer.echo(f'xattn.proj: {classifier.rule}')
     try: results = infer(classifier, found, out, segments, views, stride, top, batch_size, progress=sys.stderr.isatty())
     except KeyboardInterrupt:
         typer.echo(f'jepa: interrupted; what is answered is in {out}, and the same command goes on', err=True)

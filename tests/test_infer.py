@@ -4,11 +4,13 @@ from pathlib import Path
 import av, numpy as np, pandas as pd, pytest, torch
 from typer.testing import CliRunner
 import jepa.infer
+from jepa.checkpoint import load_checkpoint
 from jepa.core import seeded
 from jepa.data import Augment, Clips, Manifest
 from jepa.encoder import Encoder, encoder_config
+from jepa.ensemble import RULES, Ensemble, save_ensemble
 from jepa.infer import *
-from jepa.probe import AttentiveClassifier
+from jepa.probe import AttentiveClassifier, Probe, ProbeConfig, features, make_head
 from jepa.video import ClipConfig, VideoError, decode_clips
 
 cli = CliRunner()
@@ -277,3 +279,91 @@ def test_ctrl_c_says_how_to_go_on(folder, files, tmp_path, monkeypatch):
     monkeypatch.setattr(Classifier, '__call__', lambda *_: ctrl_c())
     shown = ask('--videos', folder, *files, '--out', tmp_path/'r.csv')
     assert shown.exit_code == 130 and 'the same command' in shown.stderr and (tmp_path/'r.csv').exists()
+
+
+def make_ensemble(place, seed=0, rule='hard'):
+    "Four members on two encoders, three of them on the first"
+    one = make_classifier(place, seed)
+    with seeded(seed + 1, 'model'): two = Encoder(encoder_config('micro', num_frames=4, height=32, width=32, patch_size=16)).eval()
+    two.patch_embed.proj.weight.data.mul_(20)
+    members, of = {}, dict(a='toy', b='toy', c='toy', d='micro')
+    for i, (name, kind) in enumerate(dict(a='attentive', b='linear', c='mlp', d='linear').items()):
+        config = ProbeConfig(kind=kind, seed=i)
+        with seeded(seed + i, 'head'): head = make_head(config, 48 if of[name] == 'toy' else 128, 3, 5)
+        for p in head.parameters(): p.data.mul_(5)
+        members[name] = Probe(config, head.eval(), list('abcde'))
+    return Ensemble(members, rule, encoder_of=of, encoders=dict(toy=one.encoder, micro=two))
+
+
+@pytest.fixture(scope='module')
+def ensemble(place): return make_ensemble(place)
+
+
+def test_members_cost_one_encoding_per_encoder(ensemble, folder):
+    counted, calls = EnsembleClassifier(ensemble), {name: [] for name in ensemble.encoders}
+    hooks = [e.register_forward_hook(lambda m, args, out, name=name: calls[name].append(len(args[0]))) for name, e in ensemble.encoders.items()]
+    files = [folder/f'{k}.mp4' for k in range(6)]
+    clip = counted.clip(2, 1, 2)
+    answers = list(classify(counted, files, clip, batch_size=5, workers=0))
+    for h in hooks: h.remove()
+    seen = sum(len(list(looks(*decode_segments(f, clip)[:2], clip))) for f in files)
+    assert sum(calls['toy']) == sum(calls['micro']) == seen and len(calls['toy']) == -(-seen//5) # not three times for three members
+    assert all(p.shape == (4*5,) for _, p, _ in answers)
+
+
+def test_the_vote_is_that_of_stored_features(ensemble, folder, place):
+    counted = EnsembleClassifier(ensemble)
+    clip = counted.clip(3, 1, 2)
+    files = [folder/f'{k}.mp4' for k in (0, 2, 3, 5)]
+    parts = Clips(Manifest(pd.DataFrame([dict(path=f.name, label=0) for f in files]), folder), clip, Augment(train=False))
+    x = {name: features(e, parts, folder=place/'f', progress=False) for name, e in ensemble.encoders.items()}
+    for name in RULES[:2]:
+        told = [counted.ensemble.replace(name).combine(p[None])[0] for _, p, _ in classify(counted, files, clip, workers=0)]
+        assert np.allclose(np.stack(told), ensemble.replace(name).predict_proba(x), atol=5e-3)
+
+
+def test_tables_say_vote_rule_tie_and_members(place, ensemble, folder, tmp_path):
+    counted = EnsembleClassifier(ensemble)
+    results = infer(counted, video_files(folder), tmp_path/'r.csv', **how)
+    table, stored = pd.read_csv(tmp_path/'r.csv'), json.loads((tmp_path/'r.json').read_text())
+    assert table.rule.unique().tolist() == ['hard vote, ties to the more probable class'] and [c for c in table if c.startswith('vote of')] == [f'vote of {m}' for m in 'abcd']
+    clip = counted.clip(3, 3, 2)
+    for file, p, _ in classify(counted, [folder/f'{k}.mp4' for k in range(6)], clip, workers=0):
+        row, record = table.set_index('path').loc[Path(file).name], next(r for r in stored['results'] if r['path'] == Path(file).name)
+        votes = p.reshape(4, 5).argmax(1)
+        counts = np.bincount(votes, minlength=5)
+        assert [row[f'vote of {m}'] for m in 'abcd'] == ['abcde'[v] for v in votes] == [record['votes'][m]['class'] for m in 'abcd']
+        assert row.tie == record['tie'] == ((counts == counts.max()).sum() > 1)
+        tied = np.flatnonzero(counts == counts.max()) # a tie goes to the tied class with the largest mean probability
+        assert row.class_1 == 'abcde'[tied[p.reshape(4, 5).mean(0)[tied].argmax()]]
+    before = (tmp_path/'r.jsonl').read_bytes()
+    for other in (ensemble.replace('soft'), ensemble.replace('hard', ties='first'), ensemble.take(['a', 'b', 'd'])):
+        with pytest.raises(ValueError, match='made with'): infer(EnsembleClassifier(other), video_files(folder), tmp_path/'r.csv', **how)
+    assert (tmp_path/'r.jsonl').read_bytes() == before
+
+
+def test_an_ensemble_on_the_command_line(place, ensemble, folder, tmp_path):
+    save_ensemble(ensemble, tmp_path/'own.pt')
+    shown = ask('--videos', folder, '--probe', tmp_path/'own.pt', '--segments', 2, '--out', tmp_path/'r.csv')
+    assert shown.exit_code == 3 and 'rule: hard vote, ties to the more probable class' in shown.stdout and '4 members on 2 encoders: a, b, c, d' in shown.stdout
+    assert {'rule', 'tie', 'vote of a', 'vote of d', 'class_1'} <= set(pd.read_csv(tmp_path/'r.csv'))
+    stored = torch.load(golden, weights_only=True)
+    torch.save(stored['checkpoint'], tmp_path/'encoder.pt')
+    opened = load_checkpoint(tmp_path/'encoder.pt').encoder
+    with seeded(0, 'head'): head = make_head(ProbeConfig(kind='linear'), opened.config.embed_dim, 1, 5)
+    save_ensemble(Ensemble({'x': Probe(ProbeConfig(kind='linear'), head, list('abcde'))}), tmp_path/'heads.pt') # its encoder is elsewhere
+    shown = ask('--videos', folder/'0.mp4', '--encoder', tmp_path/'encoder.pt', '--probe', tmp_path/'heads.pt', '--segments', 2, '--out', tmp_path/'h.csv')
+    assert shown.exit_code == 0 and '1 members on 1 encoder: x' in shown.stdout
+    for words, hint in ((['--probe', tmp_path/'heads.pt'], 'holds no encoder'), (['--probe', tmp_path/'own.pt', '--encoder', tmp_path/'encoder.pt'], 'leave the encoder out'), (['--probe', place/'probe.pt'], 'which encoder')):
+        shown = ask('--videos', folder/'0.mp4', *words, '--out', tmp_path/'n.csv')
+        assert shown.exit_code == 2 and hint in shown.stderr and len(shown.stderr.strip().splitlines()) == 1
+
+
+def test_bad_ensembles_are_named(place, ensemble):
+    with pytest.raises(ValueError, match='holds no encoder'): EnsembleClassifier(Ensemble(ensemble.members))
+    narrow = Ensemble({'d': ensemble.members['d']}, encoders=dict(toy=ensemble.encoders['toy']))
+    with pytest.raises(ValueError, match="'d' reads tokens of width 128, but its encoder 'toy' makes 48"): EnsembleClassifier(narrow)
+    other = Encoder(encoder_config('toy', num_frames=2, height=32, width=32))
+    mixed = Ensemble({k: ensemble.members[k] for k in 'ab'}, encoder_of=dict(a='toy', b='short'), encoders=dict(toy=ensemble.encoders['toy'], short=other))
+    with pytest.raises(ValueError, match='the same clips'): EnsembleClassifier(mixed)
+    with pytest.raises(KeyError, match="no member 'z'"): EnsembleClassifier(ensemble).member('z')
