@@ -10,7 +10,7 @@ from jepa._edge import Fleet, pack, unpack, vote
 from jepa.encoder import Encoder, encoder_config
 from jepa.ensemble import ChangeOverTime, Ensemble, ImageConfig, ImageEncoder, save_ensemble
 from jepa.infer import Classifier, EnsembleClassifier, export_onnx
-from jepa.data import denormalise
+from jepa.data import denormalise, normalise
 from jepa.probe import Features, Probe, ProbeConfig, make_head
 
 CLASSES = list('abcd')
@@ -49,7 +49,6 @@ def test_processes_answer_as_one_and_the_vote_survives_them(place, tmp_path):
     ensemble = make_ensemble(encoder)
     for name in KINDS: save_ensemble(ensemble.take([name]), tmp_path/f'{name}.pt')
     pixels = [denormalise(c) for c in clips(4)]
-    from jepa.data import normalise
     x = torch.stack([normalise(torch.from_numpy(p).permute(0, 3, 1, 2)) for p in pixels])
     with torch.inference_mode(): tokens = encoder(x).half().numpy()
     table = ensemble.table(Features(tokens[:, None], np.zeros(4, int), CLASSES))
@@ -113,3 +112,14 @@ def test_onnx_of_members_on_pooled_features_and_on_an_image_backbone(place, tmp_
         with torch.inference_mode(): ours = one.probe(one.encoder(x)).softmax(-1).numpy()
         assert np.abs(exported(one, tmp_path/f'{name}.onnx').run(None, {'clips': x.numpy()})[0] - ours).max() < 1e-4
     with pytest.raises(ValueError, match='member by member'): export_onnx(crowd, tmp_path/'all.onnx')
+
+
+@pytest.mark.slow
+def test_a_process_without_torch_sees_the_same_pixels(place, tmp_path):
+    pytest.importorskip('onnxruntime'); pytest.importorskip('onnxscript')
+    encoder = make_encoder()
+    probe = make_probe('mlp', encoder, 1)
+    frames = denormalise(clips(1)[0])
+    with torch.inference_mode(): ours = probe.model(encoder(normalise(torch.from_numpy(frames).permute(0, 3, 1, 2))[None])).softmax(-1)[0].numpy()
+    with Fleet({'mlp': export_onnx(Classifier(encoder, probe.model, CLASSES), tmp_path/'mlp.onnx')}) as fleet: theirs = fleet.ask(frames)['mlp']
+    assert theirs.dtype == np.float32 and np.abs(ours - theirs).max() < 1e-4 and ours.max() < .999

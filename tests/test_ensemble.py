@@ -10,9 +10,9 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
-from jepa.core import generator
+from jepa.core import generator, seeded
 from jepa.encoder import Encoder, encoder_config
-from jepa.ensemble import (RULES, Ensemble, any_right, brier, certainty, compare, disagreement, diversity, ece, load_ensemble, q_statistic, save_ensemble, stratified_parts, ties, verdict,
+from jepa.ensemble import (RULES, ChangeOverTime, Ensemble, ImageConfig, ImageEncoder, any_right, brier, certainty, compare, disagreement, diversity, ece, load_ensemble, q_statistic, save_ensemble, stratified_parts, ties, verdict,
                            vote_counts)
 from jepa.probe import Evaluation, Features, ProbeConfig, fit_probe
 
@@ -181,3 +181,105 @@ def test_bad_ensembles_name_what_is_wrong(members):
     with pytest.raises(ValueError, match='no tie rule'): Ensemble(members, ties='coin')
     other = fit_probe(ProbeConfig(kind='linear', epochs=1), Features(np.zeros((4, 1, 2, 16), np.float16), [0, 1, 0, 1], ['x', 'y']), progress=False)
     with pytest.raises(ValueError, match="'other' knows the classes"): Ensemble({**members, 'other': other})
+
+
+def mixed(data):
+    "Members on two sets of features, one of them half as wide"
+    half = {split: Features(f.tokens[..., :8], f.labels, f.classes) for split, f in data.items()}
+    x = {split: dict(whole=data[split], half=half[split]) for split in data}
+    probes = {'a': fit_probe(ProbeConfig(kind='linear', epochs=5), data['train'], progress=False), 'b': fit_probe(ProbeConfig(kind='mlp', epochs=5), half['train'], progress=False), 'c': fit_probe(ProbeConfig(kind='attentive', epochs=1), half['train'], num_heads=2, progress=False)}
+    return x, Ensemble(probes, encoder_of=dict(a='whole', b='half', c='half'))
+
+
+def test_members_read_their_own_features(data):
+    x, e = mixed(data)
+    expected = np.concatenate([e.members['a'].predict_proba(x['test']['whole']), *(e.members[m].predict_proba(x['test']['half']) for m in 'bc')], axis=1)
+    assert np.array_equal(e.table(x['test']), expected)
+    assert np.array_equal(e.table(dict(reversed(x['test'].items()))), expected)
+    with pytest.raises(KeyError, match="no features of 'half', which member 'b' reads"): e.table(dict(whole=x['test']['whole']))
+    with pytest.raises(ValueError, match='one `Features` for each'): e.table(data['test'])
+    with pytest.raises(ValueError, match="does not say which features member 'c'"): Ensemble(e.members, encoder_of=dict(a='whole', b='half'))
+    with pytest.raises(ValueError, match="reads 'half', which is no encoder here"): Ensemble(e.members, encoder_of=e.encoder_of, encoders=dict(whole=None))
+
+
+def test_clips_that_a_rule_learned_from_are_found_whatever_the_order_of_their_features(data):
+    x, e = mixed(data)
+    e = e.replace('stacking').fit(x['val'])
+    with pytest.raises(ValueError, match='81 of these clips'): e.evaluate(dict(reversed(x['val'].items())))
+    assert e.evaluate(x['test']).n == 150
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_a_subset_votes_as_an_ensemble_of_its_members(rule, ensemble, members, data):
+    names = ['part 3', 'part 1']
+    alone = Ensemble({n: members[n] for n in names}, rule).fit(data['val'])
+    some = ensemble.replace(rule).take(names)
+    assert np.allclose(some.predict_proba(data['test']), alone.predict_proba(data['test']))
+    assert np.allclose(some.combine(ensemble.table(data['test'])[:, ensemble.columns(names)]), alone.predict_proba(data['test']))
+    with pytest.raises(KeyError, match="no member 'part 9'; did you mean 'part"): ensemble.take(['part 9'])
+    with pytest.raises(ValueError, match='at least one'): ensemble.take([])
+
+
+def tiny_image(**changes): return ImageEncoder(ImageConfig('test_resnet', num_frames=4, height=32, width=32, pixels=32).replace(**changes))
+
+
+def test_an_image_backbone_sees_frames_one_by_one():
+    clip = torch.randn(2, 3, 4, 32, 32, generator=generator(0, 'clip'))
+    by_frame, mean, change = (tiny_image(tokens=kind)(clip) for kind in ('frames', 'mean', 'change'))
+    assert by_frame.shape == (2, 4, 96) and mean.shape == change.shape == (2, 1, 96)
+    assert torch.allclose(mean[:, 0], by_frame.mean(1), atol=1e-6) and torch.allclose(change[:, 0], by_frame.std(1, unbiased=False), atol=1e-6)
+    shuffled = tiny_image()(clip[:, :, [2, 0, 3, 1]])
+    assert torch.allclose(shuffled, by_frame[:, [2, 0, 3, 1]], atol=1e-5)
+    assert tiny_image(tokens='change')(clip[:, :, :1].expand(-1, -1, 4, -1, -1)).abs().max() < 1e-4
+
+
+def test_a_backbone_gets_the_colours_it_was_made_for():
+    image = tiny_image()
+    pixels = torch.rand(1, 3, 4, 32, 32, generator=generator(0, 'pixels'))
+    put = lambda mean, std: (pixels - torch.tensor(mean).view(3, 1, 1, 1))/torch.tensor(std).view(3, 1, 1, 1)
+    cfg = image.backbone.pretrained_cfg
+    assert cfg['mean'] != (0.485, 0.456, 0.406)
+    theirs = image.backbone(put(cfg['mean'], cfg['std'])[0].transpose(0, 1))
+    assert torch.allclose(image(put((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))[0], theirs, atol=1e-4)
+
+
+def test_random_weights_are_said_to_be_random_and_come_from_the_seed():
+    a, b, other = tiny_image(), tiny_image(), tiny_image(seed=1)
+    clip = torch.randn(1, 3, 4, 32, 32)
+    assert a(clip).equal(b(clip)) and not a(clip).equal(other(clip))
+    assert 'random weights (seed 1)' in repr(other) and not any(p.requires_grad for p in a.parameters())
+    with pytest.raises(KeyError, match="no model 'test_resnett'; did you mean 'test_resnet"): tiny_image(name='test_resnett')
+
+
+def test_published_weights_that_cannot_be_had_are_an_error(monkeypatch):
+    import timm
+    create = timm.create_model
+    def offline(name, pretrained=False, **kw):
+        if pretrained: raise FileNotFoundError('no connection')
+        return create(name, **kw)
+    monkeypatch.setattr(timm, 'create_model', offline)
+    with pytest.raises(OSError, match="weights of 'test_resnet' could not be fetched.*pretrained=False takes random ones"): tiny_image(pretrained=True)
+
+
+def test_change_over_time_is_what_pico_pools():
+    from jepa.pico import pool_change
+    with seeded(0, 'weights'): encoder = Encoder(encoder_config('toy', num_frames=4, height=32, width=32, patch_size=8)).eval()
+    clips = torch.randn(3, 3, 4, 32, 32, generator=generator(0, 'clips'))
+    with torch.no_grad(): tokens, change = encoder(clips), ChangeOverTime(encoder)(clips)
+    pooled = pool_change(Features(tokens[:, None].half().numpy(), [0, 0, 0], ['x']), encoder.config.grid)
+    assert change.shape == (3, 16, 48) and np.allclose(pooled.tokens[:, 0], change.numpy(), atol=2e-3)
+
+
+def test_ensembles_of_different_encoders_survive_their_file(tmp_path, data):
+    with seeded(0, 'weights'): video = Encoder(encoder_config('toy', num_frames=4, height=32, width=32, patch_size=8)).eval()
+    encoders = dict(video=video, change=ChangeOverTime(video), image=tiny_image(tokens='mean'))
+    def random_features(e, seed): return Features(torch.randn(20, 1, 3, e.config.embed_dim, generator=generator(seed, 'x')).half().numpy(), np.arange(20) % 4, CLASSES)
+    x = {name: random_features(e, name) for name, e in encoders.items()}
+    probes = {f'on {name}': fit_probe(ProbeConfig(kind='linear', epochs=1), f, progress=False) for name, f in x.items()}
+    save_ensemble(made := Ensemble(probes, 'soft', encoder_of={f'on {name}': name for name in x}, encoders=encoders), tmp_path/'e.pt')
+    read = load_ensemble(tmp_path/'e.pt')
+    clip = torch.randn(2, 3, 4, 32, 32, generator=generator(0, 'clip'))
+    with torch.no_grad():
+        for name, e in encoders.items(): assert read.encoders[name](clip).equal(e(clip)) and read.encoders[name].config == e.config
+    assert np.array_equal(read.predict_proba(x), made.predict_proba(x)) and read.encoder_of == made.encoder_of and 'random weights' in repr(read.encoders['image'])
+    assert list(read.take(['on change']).encoders) == ['change']
