@@ -93,7 +93,8 @@ def reports_run(
     from jepa.core import load_settings
     from jepa.report import run_reports
     tier = tier or load_settings().tier
-    made = run_reports(names or None, tier, parameters(set_ or []), force, out or None)
+    given = {k: str(Path(v).resolve()) if isinstance(v, str) and v and Path(v).exists() else v for k, v in parameters(set_ or []).items()} # notebooks run in another folder
+    made = run_reports(names or None, tier, given, force, out or None)
     index = Path(out or load_settings().results/tier).resolve()/'index.html'
     typer.echo(f"{', '.join(f'{sum(o.status == s for o in made)} {s}' for s in ('made', 'up to date', 'failed') if any(o.status == s for o in made))}\n{index.as_uri()}")
     if any(o.status == 'failed' for o in made): raise typer.Exit(1)
@@ -468,7 +469,7 @@ def data_index(
 def data_nano(
     source: Annotated[str, typer.Option('--from', help='A manifest, list or folder; or kinetics400, kinetics600, kinetics700 as fetched.')],
     out: Annotated[Path, typer.Option(help='A new folder.')],
-    classes: Annotated[str, typer.Option(help="How many; names with commas between; a file with one name a line; or a paper's: nano-table2, nano-table2-A to -F, pico-10, pico-4.")] = '10',
+    classes: Annotated[str, typer.Option(help="How many; names with commas between; a file with one name a line; or a paper's: nano-table2, nano-table2-A to -F, pico-table2, pico-10, pico-4.")] = '10',
     per_class: Annotated[str, typer.Option(help='Files of each class: one number, or one for each split (100,50).')] = '50',
     split: Annotated[str, typer.Option(help='Splits with commas between.')] = 'train,val',
     seed: Annotated[int, typer.Option(help='Another seed, other files.')] = 0,
@@ -489,6 +490,7 @@ def data_nano(
     part = make_part(read_manifest(given_source(source)), wanted, out, *(ways or ['link']), side=transcode or 224, progress=sys.stderr.isatty())
     listed = out.resolve()/'manifest.csv'
     typer.echo(f'{part}\n{listed}\nNext: jepa pretrain {listed}, then jepa probe RUN {listed}')
+    if classes == 'pico-table2': typer.echo(f'or: jepa reports run pico_tab2_accuracy --tier paper --set dataset={listed}')
     if classes.startswith('nano-table2'): typer.echo(f'or: jepa reports run nano_tab2_videos --tier paper --set dataset={listed} --set pretraining={given_source(source).resolve()}')
 
 # %% ../nbs/15_cli.ipynb #0fee2cb6
