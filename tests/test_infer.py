@@ -342,7 +342,7 @@ def test_tables_say_vote_rule_tie_and_members(place, ensemble, folder, tmp_path)
     assert (tmp_path/'r.jsonl').read_bytes() == before
 
 
-def test_an_ensemble_on_the_command_line(place, ensemble, folder, tmp_path):
+def test_an_ensemble_on_the_command_line(place, ensemble, folder, files, tmp_path):
     save_ensemble(ensemble, tmp_path/'own.pt')
     shown = ask('--videos', folder, '--probe', tmp_path/'own.pt', '--segments', 2, '--out', tmp_path/'r.csv')
     assert shown.exit_code == 3 and 'rule: hard vote, ties to the more probable class' in shown.stdout and '4 members on 2 encoders: a, b, c, d' in shown.stdout
