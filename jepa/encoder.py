@@ -145,6 +145,12 @@ def attend(
     "Softmax attention by the kernel that suits device and precision"
     if fused is True or (fused == 'auto' and fused_is_faster(q)):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
+    heads = max(1, 2**24//(q.shape[2]*k.shape[2]*q.element_size())) # whose weights are 16 MiB: they do not leave the processor's cache
+    if heads >= q.shape[0]*q.shape[1]: return _two_products(q, k, v, scale, dropout)
+    parts = zip(*(x.flatten(0, 1).split(heads) for x in (q, k, v)))
+    return torch.cat([_two_products(*part, scale, dropout) for part in parts]).view(*q.shape[:3], -1)
+
+def _two_products(q, k, v, scale, dropout):
     weights = (q*scale) @ k.transpose(-2, -1)
     with torch.autocast(q.device.type, enabled=False): weights = F.dropout(weights.softmax(-1), dropout, dropout > 0)
     return weights @ v
