@@ -1,4 +1,4 @@
-"""Both reports from a video file to the page, at the smallest size; and Table 2's ViT-L columns from a file in V-JEPA's layout"""
+"""nano-JEPA's reports from a video file to the page, at the smallest size; and the ViT-L rows of Tables 1 and 2 from a file in V-JEPA's layout"""
 import json
 from pathlib import Path
 
@@ -20,9 +20,10 @@ def vjepa_file(place):
 
 
 @pytest.mark.slow
-def test_both_reports_from_videos_to_a_page(place):
+def test_reports_from_videos_to_a_page(place):
     tab2 = dict(SMALL, copies=1, scratch_epochs=1, shrink=12, vjepa_checkpoint=str(vjepa_file(place)))
-    for name, params in [('nano_fig1_pretraining', SMALL), ('nano_tab2_videos', tab2)]:
+    tab1 = dict(SMALL, train=60, test=180, converge_epochs=2, checkpoint=str(vjepa_file(place)))
+    for name, params in [('nano_fig1_pretraining', SMALL), ('nano_tab2_videos', tab2), ('nano_tab1_images', tab1)]:
         [outcome] = run_reports([name], 'quick', params, progress=False)
         assert outcome.status == 'made', outcome.why
         record = json.loads((place/f'results/quick/{name}.json').read_text())
@@ -33,5 +34,10 @@ def test_both_reports_from_videos_to_a_page(place):
     assert sorted(set(table.model)) == list('ABCDEF') and set(table.encoder) == {'pretrained', 'untrained', 'from scratch', 'V-JEPA'}
     assert {'low', 'high', 'n', 'chance'} <= set(table.columns)
     assert len(list((place/'runs').iterdir())) == 1 # the pretraining run is shared
+    table, controls, one = (pd.read_csv(place/f'results/quick/nano_tab1_images/{name}.csv') for name in ('table1', 'controls', 'seconds'))
+    record = json.loads((place/'results/quick/nano_tab1_images.json').read_text())
+    assert [c['ok'] for c in record['checks'] if c['name'] != 'the long training has converged'] == [True]*4 and not record['notes']
+    assert table.query("device == 'CPU'")['ours n'].tolist() == [176]*6 and table['paper n'].tolist() == [176]*12 and table.query("device == 'GPU'")['ours %'].notna().any() == torch.cuda.is_available()
+    assert set(controls.encoder) == {'nano-JEPA ViT-T', 'untrained', 'V-JEPA ViT-L', 'pixels'} and {'low', 'high', 'n', 'chance'} <= set(controls) and set(controls.n) == {176, 180} and (one.image_ms > 0).all()
     page = (place/'results/quick/index.html').read_text()
-    assert 'Pretraining a ViT-T' in page and 'Classifying videos' in page
+    assert 'Pretraining a ViT-T' in page and 'Classifying videos' in page and 'Classifying images' in page
