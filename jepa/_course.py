@@ -44,7 +44,8 @@ COURSE = {
 def exercises(name) -> int:
     "How many exercises a notebook ends in"
     cells = json.loads((root/'nbs'/f'{name}.ipynb').read_text())['cells']
-    return sum(len(re.findall(r'^\d+\. ', text, re.M)) for c in cells if c['cell_type'] == 'markdown' and (text := ''.join(c['source'])).startswith('## Exercises'))
+    texts = [''.join(c['source']).partition('## Exercises\n')[2] for c in cells if c['cell_type'] == 'markdown']
+    return sum(len(re.findall(r'^\d+\. ', text, re.M)) for text in texts)
 
 
 def course() -> Markdown:
