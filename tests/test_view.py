@@ -216,3 +216,17 @@ def test_mistakes_are_one_line(run, video, tmp_path):
 def test_real_videos_and_a_published_layout(name, tmp_path, place):
     shown = cli.invoke(app, ['view', str(shared/'real'/name), '--encoder', str(golden_file(tmp_path, 'vjepa1_uniform')), '--segments', '4', '--out', str(tmp_path/'seen')])
     assert shown.exit_code == 0 and 'vjepa1 layout' in shown.stdout and (tmp_path/'seen'/'surprise.png').exists(), shown.output
+
+
+@pytest.mark.slow
+def test_the_report_on_files_and_a_checkpoint_of_ones_own(place, video, tmp_path):
+    import json, pandas as pd
+    from jepa.report import run_reports
+    Image.fromarray(frames()[0]).save(tmp_path/'one.png')
+    small = dict(videos=8, epochs=1, num_frames=4, stride=8, pixels=32, patch_size=8, predictor_dim=24, predictor_depth=1, video_pixels=36, monitor_clips=8, batch_size=4, clips=8, view_pixels=64)
+    [outcome] = run_reports(['nano_fig4_features'], 'quick', dict(small, files=f'{video},{tmp_path}/one.png', checkpoint=str(golden_file(tmp_path, 'vjepa1_uniform'))), progress=False)
+    assert outcome.status == 'made', outcome.why
+    record = json.loads((place/'results/quick/nano_fig4_features.json').read_text())
+    assert 'chance (0.5)' in record['finding'] and {f['file'].split('/')[-1] for f in record['figures']} >= {'clips.png', 'files.png', 'auc.png'}
+    table = pd.read_csv(place/'results/quick/nano_fig4_features/numbers.csv')
+    assert set(table.features) == {'pretrained', 'untrained', 'given checkpoint', 'pixels'} and table.auc.between(0, 1).all() and (table.auc_low <= table.auc_high).all()
