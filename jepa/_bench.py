@@ -1,13 +1,17 @@
 """`make bench`: what a training step, decoding and the cache cost on this machine. Medians of interleaved repeats in one run."""
 import statistics, tempfile, time
 from contextlib import nullcontext
-import psutil, torch
+from pathlib import Path
+import numpy as np, psutil, torch
 from jepa.actions import ActionsConfig, make_actions
-from jepa.core import generator, load_settings, machine
+from jepa.core import generator, load_settings, machine, seeded
 from jepa.data import Augment, Clips, build_cache, loader, read_manifest
-from jepa.encoder import Attention
+from jepa.encoder import Attention, Encoder, encoder_config
+from jepa.infer import Classifier, classify
 from jepa.masks import sample_masks
-from jepa.train import TrainConfig, make_optimizer, new_jepa, train_step
+from jepa.pico import pico_config
+from jepa.probe import Features, ProbeConfig, fit_probe, make_head
+from jepa.train import TrainConfig, make_accelerator, make_optimizer, new_jepa, train_step
 
 
 def _wait(device):
@@ -44,10 +48,10 @@ def step_flops(jepa, optimizer, clip, masks, values):
     return counter.get_total_flops()
 
 
-def bench_step(m, batch_size=4, repeats=3, config=TrainConfig()):
+def bench_step(m, config, batch_size, repeats=3):
     "One training step our way and as the published code computes it: float32 with fused attention"
     jepa = new_jepa(config).to(m.device).train()
-    optimizer, values = make_optimizer(jepa), config.plan(100).at(0)
+    optimizer, values = make_optimizer(jepa, predictor_lr_factor=config.predictor_lr_factor), config.plan(100).at(0)
     e = config.encoder
     clip = torch.randn(batch_size, 3, e.num_frames, e.height, e.width, generator=generator(0, 'bench')).to(m.device)
     draws = [sample_masks(config.masks, e.grid, batch_size, generator(0, 'bench masks', r)) for r in range(51)]
@@ -68,6 +72,39 @@ def bench_step(m, batch_size=4, repeats=3, config=TrainConfig()):
     finally: Attention.fused = 'auto'
     flops = step_flops(jepa, optimizer, clip, masks, values)
     return {n: statistics.median(s) for n, s in seconds.items()}, flops, memory['ours'], half or torch.float32
+
+
+def bench_probe(m, repeats=3, clips=320):
+    "Seconds of an epoch of pico-JEPA's classifier: the first, which encodes its clips, and those after it"
+    config = pico_config()
+    encoder, e = new_jepa(config).encoder.to(m.device).eval(), config.encoder
+    clip = torch.randn(10, 3, e.num_frames, e.height, e.width, generator=generator(0, 'bench')).to(m.device)
+    def encode():
+        with torch.inference_mode(), make_accelerator(m).autocast(): return encoder(clip)
+    encode()
+    encoding = statistics.median(_seconds(encode, m.device) for _ in range(repeats))
+    tokens = torch.randn(clips, 1, e.grid.tokens, e.embed_dim, generator=generator(0, 'bench tokens')).half().numpy()
+    x = Features(tokens, np.arange(clips) % 4, list('abcd'))
+    fit = lambda epochs: _seconds(lambda: fit_probe(ProbeConfig('linear', epochs=epochs, batch_size=10), x, progress=False), m.device)
+    later = statistics.median(fit(3) - fit(1) for _ in range(repeats))/2
+    return encoding*clips/10, later, clips
+
+
+def bench_infer(m, repeats=3):
+    "Clips per second of `jepa infer`, decoding included, and of its encoder and probe alone on ready batches"
+    config = encoder_config('tiny')
+    with seeded(0, 'bench'): model = Classifier(Encoder(config), make_head(ProbeConfig(), config.embed_dim, config.num_heads, 400), map(str, range(400)))
+    clip = model.clip(segments=2, views=1)
+    batch = torch.randn(8, 3, config.num_frames, config.height, config.width, generator=generator(0, 'bench'))
+    with tempfile.TemporaryDirectory() as folder:
+        made = make_actions(ActionsConfig(classes=('move_right', 'orbit_left'), train=10, val=0, size=256, num_frames=64), folder, progress=False)
+        files = sorted(Path(made).rglob('*.mp4'))
+        work = dict(alone=lambda: [model(batch) for _ in range(5)], infer=lambda: list(classify(model, files, clip)))
+        work['alone']()
+        seconds = {name: [] for name in work}
+        for r in range(repeats):
+            for name, job in work.items(): seconds[name].append(_seconds(job, m.device))
+    return {name: 40/statistics.median(s) for name, s in seconds.items()} # 5 batches of 8; 20 videos, 2 segments each
 
 
 def bench_clips(config=TrainConfig(), repeats=3, per_class=12):
@@ -91,14 +128,23 @@ def bench(repeats=3, say=print):
     m, busy = machine(), psutil.cpu_percent(1)
     if busy > 20: say(f'other programs use {busy:.0f} % of the processor: these times will be too long')
     say(f'{m.device}, {m.precision}, {m.threads} threads ({m.why["precision"]}); medians of {repeats} interleaved repeats')
-    seconds, flops, memory, dtype = bench_step(m, repeats=repeats)
-    ceiling = matmul_ceiling(m.device, dtype)
+    seconds, flops, memory, dtype = bench_step(m, TrainConfig(), 4, repeats)
+    ceilings = {d: matmul_ceiling(m.device, d) for d in (dtype, torch.float32)}
     ours, plain = seconds.values()
     say(f'training step of nano-JEPA (ViT-T/16, 16x224x224, batch 4, both masks, predictor 12x384): {flops/1e12:.2f} TFLOP')
     say(f'  {ours:7.2f} s   ours')
     say(f'  {plain:7.2f} s   float32, fused attention: ours is {plain/ours:.1f} times as fast')
-    say(f'  {flops/ours/1e9:7.0f} GFLOP/s, {100*flops/ours/ceiling:.0f} % of the measured {str(dtype).removeprefix("torch.")} matmul ceiling ({ceiling/1e9:.0f} GFLOP/s)')
+    for (name, s), d in zip(seconds.items(), ceilings):
+        say(f'  {flops/s/1e9:7.0f} GFLOP/s {name}: {100*flops/s/ceilings[d]:.0f} % of the measured {str(d).removeprefix("torch.")} matmul ceiling ({ceilings[d]/1e9:.0f} GFLOP/s)')
     say(f'  {memory:7.2f} GiB peak memory of our step, with everything loaded')
+    say('training step of pico-JEPA (8x224x224, width 192, depth 8, batch 10):')
+    for form in ('described', 'published'):
+        pico, n, _, _ = bench_step(m, pico_config(form), 10, repeats)
+        say(f"  {pico['ours']:7.2f} s   as {form}, {n/1e12:.2f} TFLOP; float32, fused attention: {pico['float32, fused attention']:.2f} s")
+    first, later, n = bench_probe(m, repeats)
+    say(f'  {first:7.2f} s   first epoch of a classifier on {n} clips; {later:.3f} s each after that: {100*later/first:.2f} %')
     rates = bench_clips(repeats=repeats)
     say(f'clips of 16 frames, 224x224, cropped and normalised; {load_settings().decoder} decoder, {m.workers} processes:')
     say(f"  {rates['mp4']:7.1f} clips/s from mp4\n  {rates['cache']:7.1f} clips/s from the cache")
+    infer = bench_infer(m, repeats)
+    say(f"jepa infer, ViT-T/16: {infer['infer']:.2f} clips/s from mp4, {100*infer['infer']/infer['alone']:.0f} % of what encoder and probe reach on ready batches ({infer['alone']:.2f})")

@@ -2,7 +2,7 @@
 import argparse, json, shutil, time
 from pathlib import Path
 import pandas as pd
-from jepa.core import load_settings, short_hash, write_beside
+from jepa.core import load_settings, write_beside
 from jepa.data import Augment
 from jepa.masks import Future, MultiBlock, RandomTokens, RandomTube
 from jepa.objective import Objective
@@ -31,7 +31,7 @@ SEARCH = {
         'future and eight blocks': dict(masks=(Future(tubelets=(2, 2)), MultiBlock()))},
     'optimisation': {
         'learning rate 5e-4': dict(lr=5e-4), 'learning rate 3e-3': dict(lr=3e-3),
-        'batch 16': dict(batch_size=16), 'batch 64, learning rate 2e-3': dict(batch_size=64, lr=2e-3),
+        'batch 8': dict(batch_size=8), 'batch 32': dict(batch_size=32), 'batch 64, learning rate 3e-3': dict(batch_size=64, lr=3e-3),
         'no warm-up': dict(warmup_epochs=0.), 'weight decay 0.2': dict(weight_decay=.2, final_weight_decay=.2)},
     'teacher': {
         'EMA 0.9 to 1': dict(ema=(.9, 1.)), 'EMA 0.998 to 1': dict(ema=(.998, 1.)), 'EMA 0.99 throughout': dict(ema=(.99, .99))},
@@ -65,7 +65,7 @@ def one(question, name, changes, epochs, seed, videos, looks):
         encoder = run.model().target_encoder if epoch else run.untrained().encoder.eval()
         trained = run.metrics.seconds.sum() if epoch else 0.
         meters = run.meters.iloc[-1].round(4).to_dict() if epoch == epochs else {}
-        rows.append(dict(question=question, name=name, seed=seed, epochs=epochs, epoch=epoch, seconds=round(trained, 1), config=short_hash(config.to_dict()), n=len(asked),
+        rows.append(dict(question=question, name=name, seed=seed, epochs=epochs, epoch=epoch, seconds=round(trained, 1), n=len(asked),
                          **look(run, epoch, known, asked, probes, encoder), **{k: v for k, v in meters.items() if k != 'epoch'}))
     run = pretrain(config, known, on_epoch=at, progress=False)
     at(run, 0)
