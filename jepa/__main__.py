@@ -1,0 +1,4 @@
+"""`python -m jepa` is the command `jepa`"""
+from .cli import app
+
+app()
