@@ -43,7 +43,8 @@ export: .venv/.done ## write jepa/*.py and README.md from the notebooks, and cle
 	$(BIN)/nbdev-clean --fname reports
 	$(BIN)/python -m jepa._readme
 
-readme: .venv/.done ## write README.md from nbs/index.ipynb
+readme: .venv/.done ## write README.md from nbs/index.ipynb, its tables brought up to date
+	$(BIN)/python -m jepa._course
 	$(BIN)/python -m jepa._readme
 
 clean: ## remove caches of tests and builds

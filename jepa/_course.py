@@ -1,4 +1,4 @@
-"""The tables of the front page: notebooks as a course, and reports. What is in them is read from the repository: exercises, measured times, reports.toml."""
+"""The tables of the front page: notebooks as a course, and reports. What is in them is read from the repository: exercises, measured times, reports.toml. `python -m jepa._course` stores them anew in nbs/index.ipynb."""
 import json, re
 from pathlib import Path
 
@@ -60,10 +60,10 @@ def course() -> Markdown:
 
 def times() -> Markdown:
     "What the seconds of the table are"
-    rows = known().values()
+    rows, n = list(known().values()), sum(map(len, COURSE.values()))
     slowest = max(rows, key=lambda row: float(row['seconds']))
     machines = sorted({f"{row['threads']} of {row['cores']} processor cores" for row in rows})
-    return Markdown(f"All of them take {sum(float(row['seconds']) for row in rows)/60:.0f} minutes from top to bottom, the longest ({slowest['notebook']}) {slowest['seconds']} seconds; measured on {' and '.join(machines)} by `python -m jepa._times`.")
+    return Markdown(f"{'All' if len(rows) == n else f'The {len(rows)} that were measured'} take {sum(float(row['seconds']) for row in rows)/60:.0f} minutes from top to bottom, the longest, {slowest['notebook']}, {slowest['seconds']} seconds; on {' and '.join(machines)}, by `python -m jepa._times`.")
 
 
 def reports() -> Markdown:
@@ -74,3 +74,23 @@ def reports() -> Markdown:
         makes = ', '.join(spec.makes)
         lines.append(f"| [{name}](../reports/{spec.notebook}) | {makes if makes.startswith('beyond') else f'{spec.paper}, {makes}'} | {spec.title} |")
     return Markdown('\n'.join(lines))
+
+
+def tables() -> dict: # the cell's call -> its Markdown
+    "What the cells of the front page show"
+    return {f'{make.__name__}()': make().data for make in (course, times, reports)}
+
+
+def store():
+    "Bring the stored tables of the front page up to date; other cells stay as they are"
+    import nbformat
+    from jepa.core import write_beside
+    file, found = root/'nbs'/'index.ipynb', tables()
+    nb = nbformat.read(file, 4)
+    for cell in nb.cells:
+        for output in cell.get('outputs', []):
+            if (call := cell.source.splitlines()[-1]) in found: output.data['text/markdown'] = found[call]
+    with write_beside(file) as temporary: nbformat.write(nb, temporary)
+
+
+if __name__ == '__main__': store()
