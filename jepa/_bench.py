@@ -12,6 +12,7 @@ from jepa.masks import sample_masks
 from jepa.pico import pico_config
 from jepa.probe import Features, ProbeConfig, fit_probe, make_head
 from jepa.train import TrainConfig, make_accelerator, make_optimizer, new_jepa, train_step
+from jepa.video import VideoError
 
 
 def _wait(device):
@@ -98,8 +99,11 @@ def bench_infer(m, repeats=3):
     batch = torch.randn(8, 3, config.num_frames, config.height, config.width, generator=generator(0, 'bench'))
     with tempfile.TemporaryDirectory() as folder:
         made = make_actions(ActionsConfig(classes=('move_right', 'orbit_left'), train=10, val=0, size=256, num_frames=64), folder, progress=False)
-        files = sorted(Path(made).rglob('*.mp4'))
-        work = dict(alone=lambda: [model(batch) for _ in range(5)], infer=lambda: list(classify(model, files, clip)))
+        files = sorted(Path(folder).rglob('*.mp4'))
+        def infer():
+            found = [answer for _, answer, _ in classify(model, files, clip)]
+            if any(isinstance(answer, VideoError) for answer in found) or len(found) != 20: raise RuntimeError(f'{len(found)} answers, of which some are not: {found}')
+        work = dict(alone=lambda: [model(batch) for _ in range(5)], infer=infer)
         work['alone']()
         seconds = {name: [] for name in work}
         for r in range(repeats):
