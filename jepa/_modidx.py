@@ -239,6 +239,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'jepa.encoder.PatchEmbed': ('encoder.html#patchembed', 'jepa/encoder.py'),
                               'jepa.encoder.PatchEmbed.__init__': ('encoder.html#patchembed.__init__', 'jepa/encoder.py'),
                               'jepa.encoder.PatchEmbed.forward': ('encoder.html#patchembed.forward', 'jepa/encoder.py'),
+                              'jepa.encoder._two_products': ('encoder.html#_two_products', 'jepa/encoder.py'),
                               'jepa.encoder.attend': ('encoder.html#attend', 'jepa/encoder.py'),
                               'jepa.encoder.encoder_config': ('encoder.html#encoder_config', 'jepa/encoder.py'),
                               'jepa.encoder.fused_is_faster': ('encoder.html#fused_is_faster', 'jepa/encoder.py'),

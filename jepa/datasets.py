@@ -208,7 +208,7 @@ def _queues(manifest, wanted):
     size = lambda split, name: len(by.get((split, name), ()))
     if isinstance(wanted.classes, int):
         enough = [c for c in manifest.classes if all(size(s, c) >= (1 if wanted.fewer else n) for s, n in wanted.counts.items())][:wanted.classes]
-        if len(enough) < wanted.classes: raise ValueError(f"only {len(enough)} classes have {' and '.join(f'{n} files in {s}' for s, n in wanted.counts.items())}; {wanted.classes} were asked for")
+        if len(enough) < wanted.classes: raise ValueError(f"only {len(enough)} classes have {' and '.join(f'{n} files in {s}' for s, n in wanted.counts.items())}; {wanted.classes} were asked for{'' if wanted.fewer else '; --fewer takes what there is'}")
         names = {c: c for c in enough}
     else: names = _class_match(wanted.classes, manifest)
     for name, asked in names.items():
