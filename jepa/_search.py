@@ -19,7 +19,9 @@ SEARCH = {
         'VICReg, weight 0.2': dict(objective=Objective('vicreg', weight=.2)),
         'SIGReg, weight 0.01': dict(objective=Objective('sigreg', weight=.01)),
         'SIGReg, weight 0.2': dict(objective=Objective('sigreg', weight=.2)),
-        'targets centred at every position': dict(objective=Objective(centred=True, **TEACHER)),
+        'targets centred at every position': dict(objective=Objective(position='centred', **TEACHER)),
+        'targets standardised at every position': dict(objective=Objective(position='standardised', **TEACHER)),
+        'loss on visible tokens, too': dict(objective=Objective(context=.5, **TEACHER)),
         "mean of the teacher's last 2 layers": dict(objective=Objective(target_layers=2))},
     'mask': {
         'context 1 tubelet': dict(masks=(Future(tubelets=(1, 1)),)),

@@ -51,7 +51,8 @@ class Objective(Config):
     "What is predicted, and what keeps features from collapsing; the defaults are V-JEPA's"
     kind: Literal['teacher', 'vicreg', 'sigreg', 'pixels'] = 'teacher'
     target_layers: int = 1  # teacher: mean over so many last blocks, each normalised
-    centred: bool = False   # teacher: minus the batch's mean at every position
+    position: Literal['kept', 'centred', 'standardised'] = 'kept' # teacher: minus the batch's mean at every position, and over its deviation, before the norm
+    context: float = 0.     # weight of the same loss on visible tokens (V-JEPA 2.1)
     weight: float = 0.05    # vicreg, sigreg: share of the regulariser in the loss
 
 def vicreg(
@@ -109,6 +110,7 @@ class Jepa(nn.Module):
     def __init__(self, encoder:EncoderConfig, predictor:PredictorConfig, loss_exp:float=1., reg_coeff:float=0., objective:Objective=Objective()):
         super().__init__()
         if objective.kind == 'pixels': predictor = predictor.replace(target_dim=3*encoder.tubelet_size*encoder.patch_size**2)
+        if objective.context: predictor = predictor.replace(predict_context=True)
         self.encoder, self.predictor = Encoder(encoder), Predictor(predictor, encoder)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False).eval()
         self.loss_exp, self.reg_coeff, self.objective = loss_exp, reg_coeff, objective
@@ -122,7 +124,8 @@ class Jepa(nn.Module):
     def target(self, clip): # (B, C, T, H, W) -> (B, N, D)
         "What is to be predicted: normalised features of all tokens"
         y = mean_of_layers(self.target_encoder, clip, self.objective.target_layers)
-        if self.objective.centred: y = y - y.mean(0, keepdim=True)
+        if self.objective.position != 'kept': y = y - y.mean(0, keepdim=True)
+        if self.objective.position == 'standardised': y = y/(y.var(0, keepdim=True, correction=0) + 1e-4).sqrt()
         return normalise_features(y)
 
     def forward(self, clip, masks) -> JepaOutput: # (B, C, T, H, W), list of MaskPair
@@ -130,11 +133,14 @@ class Jepa(nn.Module):
         target = targets_of[self.objective.kind](self, clip)
         targets = [gather_tokens(target, m.target_ids) for m in masks]
         contexts = self.encoder(clip, [m.context_ids for m in masks])
-        predictions = [self.predictor(c, m.context_ids, m.target_ids, i) for i, (c, m) in enumerate(zip(contexts, masks))]
+        weight = self.objective.context
+        predictions = [self.predictor(c, m.context_ids, m.target_ids, i, with_context=bool(weight)) for i, (c, m) in enumerate(zip(contexts, masks))]
+        if weight: predictions, seen = zip(*predictions)
         loss = prediction_loss(predictions, targets, self.loss_exp)
+        if weight: loss = loss + weight*prediction_loss(seen, [gather_tokens(target, m.context_ids) for m in masks], self.loss_exp)
         if self.reg_coeff: loss = loss + self.reg_coeff * variance_regulariser(predictions)
         if self.objective.kind in regularisers: loss = (1 - self.objective.weight)*loss + self.objective.weight*regularisers[self.objective.kind](target)
-        return JepaOutput(loss, predictions, targets, contexts, target.detach())
+        return JepaOutput(loss, list(predictions), targets, contexts, target.detach())
 
     @torch.no_grad()
     def update_target(self, momentum:float):
