@@ -375,6 +375,7 @@ def view(
     segments: Annotated[int, typer.Option(min=1, help='Clips spread over the length of the video.')] = 8,
     stride: Annotated[int, typer.Option(min=0, help='Frames of the file between two frames of a clip; 0: as in training, or 4.')] = 0,
     patch: Annotated[str, typer.Option(help='The patch that is followed: TIME,ROW,COLUMN on the grid of tokens; by default the one that stands out most.')] = '',
+    windows: Annotated[int, typer.Option(min=0, help='Places along the video at which surprise is computed, at most; the slowest of the pictures. 0: no surprise.')] = 16,
     block: Annotated[int, typer.Option(min=0, help='Block whose attention is shown; 0: the last.')] = 0,
     set_: Annotated[Optional[list[str]], typer.Option('--set', metavar='NAME=VALUE', help='A field of the encoder that its file cannot tell, such as num_heads=3; may be repeated.')] = None,
 ):
@@ -389,7 +390,7 @@ def view(
     if block > len(model.encoder.blocks): raise ValueError(f'--block {block}, but the encoder has {len(model.encoder.blocks)} blocks')
     folder, made = out or Path(f'view-{video.stem}'), {}
     typer.echo(f"{encoder}: {model.name}{f'; no surprise: {model.why}' if model.why else ''}")
-    for name, picture in all_pictures(model, video, [others.file(i) for i in range(len(others))], tuple(map(int, patch.split(','))) if patch else None, segments, layer=block - 1):
+    for name, picture in all_pictures(model, video, [others.file(i) for i in range(len(others))], tuple(map(int, patch.split(','))) if patch else None, segments, windows, block - 1):
         made[name] = (picture.caption, picture.save(folder, name))
         typer.echo(f'{len(made):>2}  {name:<12}{", ".join(made[name][1])}')
     page = write_page(folder, f'{video.name} as {encoder.name} sees it', f"{model.name}.{f' No surprise: {model.why}.' if model.why else ''}", made)

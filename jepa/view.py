@@ -502,7 +502,7 @@ def all_pictures(
     among=(),          # other videos: where neighbours are looked for
     at=None,           # time, height, width of the patch that is followed; the middle of the foreground by default
     segments:int=8,    # clips of the video
-    windows:int=24,    # of surprise, at most
+    windows:int=16,    # of surprise, at most; 0: no surprise
     layer:int=-1
 )->Iterator[tuple[str, Picture]]: # name and picture
     "Every view of one video or image"
@@ -528,7 +528,7 @@ def all_pictures(
     pairs = sample_masks(model.masks, seen.grid, 1, generator(0, 'view'))
     for i, (m, pair) in enumerate(zip(model.masks, pairs)):
         yield f'mask{i + 1}', Picture(draw_mask(pair, seen.grid, seen.frames(middle), title=f'Mask {i + 1} ({m.kind})'), f'A training mask over the clip: {pair.context_ids.shape[1]} of {seen.grid.tokens} tokens are context (pale), {pair.target_ids.shape[1]} are to be predicted (dark).')
-    if model.jepa is not None: yield 'surprise', _surprise_of(model, file, windows)
+    if model.jepa is not None and windows: yield 'surprise', _surprise_of(model, file, windows)
 
 def _surprise_of(model, file, windows):
     "Surprise over the whole video, at most 64 frames of it"
@@ -536,7 +536,7 @@ def _surprise_of(model, file, windows):
     c = model.clip
     many = min(64, max(c.num_frames, length//c.stride))//model.encoder.config.tubelet_size*model.encoder.config.tubelet_size
     long = footage([file], c.replace(num_frames=many))
-    found = surprise_over_time(model.jepa, long['clips'][0], model.masks, draws=1 if model.masks[0].kind == 'future' else 4, windows=windows)
+    found = surprise_over_time(model.jepa, long['clips'][0], model.masks, draws=1 if model.masks[0].kind == 'future' else 2, windows=windows)
     return view_surprise({Path(file).stem: found}, denormalise(long['clips'][0]), long['numbers'][0], f'|prediction - target|^{model.jepa.loss_exp:g} / {model.jepa.loss_exp:g}', title=f'Surprise over time: {Path(file).stem}')
 
 _page = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
