@@ -403,9 +403,9 @@ def export_onnx(
     if isinstance(head, AttentiveClassifier): head = nn.Sequential(_AnyBatch(head.pooler), head.linear)
     module = nn.Sequential(classifier.encoder, head, nn.Softmax(-1)).float().cpu().eval()
     clips = torch.zeros(2, 3, c.num_frames, c.height, c.width)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(): # with an upper bound torch makes no case of its own for huge batches
         warnings.simplefilter('ignore', FutureWarning) # of torch about its own parts
-        program = torch.onnx.export(module, (clips,), dynamo=True, dynamic_shapes=({0: torch.export.Dim('batch')},), input_names=['clips'], output_names=['probabilities'], verbose=False)
+        program = torch.onnx.export(module, (clips,), dynamo=True, dynamic_shapes=({0: torch.export.Dim('batch', min=1, max=128)},), input_names=['clips'], output_names=['probabilities'], verbose=False)
     with write_beside(file) as temporary: program.save(temporary)
     for m in (classifier.encoder, classifier.probe): m.to(classifier.accelerator.device)
     return Path(file)
