@@ -91,6 +91,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'jepa.cli.given_source': ('cli.html#given_source', 'jepa/cli.py'),
                           'jepa.cli.infer': ('cli.html#infer', 'jepa/cli.py'),
                           'jepa.cli.labelled_parts': ('cli.html#labelled_parts', 'jepa/cli.py'),
+                          'jepa.cli.method_config': ('cli.html#method_config', 'jepa/cli.py'),
                           'jepa.cli.open_encoders': ('cli.html#open_encoders', 'jepa/cli.py'),
                           'jepa.cli.option_changes': ('cli.html#option_changes', 'jepa/cli.py'),
                           'jepa.cli.parameters': ('cli.html#parameters', 'jepa/cli.py'),

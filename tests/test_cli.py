@@ -83,7 +83,7 @@ def place(tmp_path_factory):
         videos = make_actions(ActionsConfig(classes=('move_right', 'grow'), train=4, val=3, size=48, num_frames=16), folder, workers=1, progress=False)
         made = cli.invoke(app, ['pretrain', str(videos), *SMALL])
         assert made.exit_code == 0, made.output
-        [run] = (folder/'runs').glob('pretrain-*')
+        [run] = (folder/'runs').glob('jepa-*')
         yield folder, videos, run
 
 
@@ -91,9 +91,22 @@ def test_pretrain_says_where_and_the_same_command_opens_it(place):
     folder, videos, run = place
     again = cli.invoke(app, ['pretrain', str(videos), *SMALL])
     assert again.exit_code == 0 and f'(finished before): {run}' in again.stdout and 'loss_over_mean' in again.stdout
-    assert len(list((folder/'runs').glob('pretrain-*'))) == 1
+    assert len(list((folder/'runs').glob('jepa-*'))) == 1
     from_file = cli.invoke(app, ['pretrain', str(videos), '--config', str(run/'config.json')])
     assert f'(finished before): {run}' in from_file.stdout
+
+
+@pytest.mark.parametrize('words, kind', [('pico --size toy --num-frames 4 --stride 2 --pixels 32 --patch-size 8 --batch-size 4 --set predictor.embed_dim=48', 'Pico'),
+                                         ('laptop --size toy --num-frames 8 --stride 1 --pixels 32 --batch-size 4 --set predictor.depth=1 --set predictor.embed_dim=24', 'Jepa')])
+def test_every_method_trains_and_is_probed(place, tmp_path, words, kind):
+    from jepa.train import Run
+    shown = cli.invoke(app, ['pretrain', str(place[1]), '--epochs', '1', '--method', *words.split(), '--out', str(tmp_path/'run')])
+    assert shown.exit_code == 0, shown.output
+    assert type(Run(tmp_path/'run').model()).__name__ == kind
+    again = cli.invoke(app, ['pretrain', str(place[1]), '--config', str(tmp_path/'run/config.json'), '--out', str(tmp_path/'run')])
+    assert 'finished before' in again.stdout
+    probed = cli.invoke(app, ['probe', str(tmp_path/'run'), str(place[1]), '--kind', 'logistic', '--out', str(tmp_path/'probed')])
+    assert probed.exit_code == 0 and 'untrained' in probed.stdout, probed.output
 
 
 def test_pretrain_takes_the_training_split_alone(place):
@@ -135,7 +148,7 @@ def test_probe_with_two_manifests_of_other_label_orders(place):
 
 
 @pytest.mark.parametrize('words, hint', [(['pretrain', 'VIDEOS', '--size', 'tinny'], 'tiny'), (['pretrain', 'VIDEOS', '--set', 'predictor.dept=2'], 'depth'), (['pretrain', 'nowhere'], 'nowhere'),
-    (['pretrain', 'VIDEOS', '--pixels', '225'], 'use 224'), (['pretrain', 'VIDEOS', '--split', 'trian'], 'train'), (['pretrain', 'VIDEOS', '--config', 'VIDEOS'], 'is not JSON'),
+    (['pretrain', 'VIDEOS', '--method', 'laptob'], 'laptop'), (['pretrain', 'VIDEOS', '--method', 'pico', '--config', 'VIDEOS'], 'not both'), (['pretrain', 'VIDEOS', '--pixels', '225'], 'use 224'), (['pretrain', 'VIDEOS', '--split', 'trian'], 'train'), (['pretrain', 'VIDEOS', '--config', 'VIDEOS'], 'is not JSON'),
     (['pretrain', 'VIDEOS', '--out', 'RUN'], 'another experiment'), (['pretrain', 'VIDEOS', '--batch-size', '100', *SMALL[:-6]], 'lower batch_size'),
     (['probe', 'nowhere', 'VIDEOS'], 'no such checkpoint'), (['probe', 'VIDEOS', 'VIDEOS'], 'cannot be read as a checkpoint'), (['probe', 'RUN'], '--train'),
     (['probe', 'RUN', 'VIDEOS', '--kind', 'liner'], 'linear'), (['probe', 'RUN', '--train', 'VIDEOS', '--val', 'TRAIN'], 'in train and in val'),
