@@ -161,7 +161,7 @@ def option_changes(
         if value is not None: out.update(dict.fromkeys(_fields_of.get(option, (option,)), value))
     return out
 
-# %% ../nbs/15_cli.ipynb #0667e8db
+# %% ../nbs/15_cli.ipynb #bc4a58d5
 def stored_config(file:Path): # `TrainConfig`
     "The training configuration in a JSON file"
     import jepa.pico # makes its configuration known
@@ -171,7 +171,6 @@ def stored_config(file:Path): # `TrainConfig`
     if not isinstance(found, dict): raise TypeError(f'{file} must hold fields of TrainConfig, not {type(found).__name__}')
     return TrainConfig.from_dict(found['config'] if isinstance(found.get('config'), dict) else found)
 
-# %% ../nbs/15_cli.ipynb #d8d6df71
 methods = ('nano', 'vjepa', 'pico', 'pico-published', 'laptop')
 
 def method_config(
