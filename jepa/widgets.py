@@ -83,7 +83,7 @@ def mask_explorer(
     try: [pair] = sample_masks([config], grid, 1, generator(seed, 'explorer'))
     except ValueError: return show_frames(frames, 4, 'Nothing is left to see: fewer, smaller or shorter blocks are needed', size=1.9)
     seen, hidden = (ids.shape[1] for ids in pair)
-    return draw_mask(pair, grid, frames, title=f'{blocks} blocks of {ratio:.0%} of the frame: {seen} of {grid.tokens} tokens are seen ({seen/grid.tokens:.0%}), {hidden} are to be predicted')
+    return draw_mask(pair, grid, frames, title=f"{blocks} block{'s'*(blocks > 1)} of {100*ratio:.0f} % of the frame: {seen} of {grid.tokens} tokens are seen ({100*seen/grid.tokens:.0f} %), {hidden} are to be predicted")
 
 # %% ../nbs/18_widgets.ipynb #b89c95f9
 def schedule_explorer(
@@ -160,5 +160,5 @@ def vote_explorer(
     ends = 100*np.array([[k/clips, *wilson(k, clips)] for k in right.values()])
     other.errorbar(ends[:, 0], list(right), xerr=np.abs(ends[:, 1:] - ends[:, :1]).T, fmt='o', capsize=3); other.invert_yaxis()
     other.axvline(100/classes, color='k', ls='--', lw=1)
-    other.set(title=f'{clips} clips, {ties(vote_counts(table, classes)).mean():.0%} with a tied vote', xlabel='right, % (95 % interval; dashed: chance)', xlim=(0, 101))
+    other.set(title=f'{clips} clips, {100*ties(vote_counts(table, classes)).mean():.0f} % with a tied vote', xlabel='right, % (95 % interval; dashed: chance)', xlim=(0, 101))
     return fig
