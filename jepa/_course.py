@@ -33,6 +33,7 @@ COURSE = {
         '13_infer': 'How is a folder of videos classified?'},
     'methods': {
         '21_pico': 'What does pico-JEPA do, as described and as published?',
+        '22_vjepa': 'How do nano-JEPA and V-JEPA 2 differ from V-JEPA, field by field?',
         '23_recipe': 'Which recipe learns motion on a laptop, and what does each of its parts do?'},
     'tools': {
         '14_report': 'What makes a result trustworthy?',
