@@ -1,5 +1,5 @@
 """Members of an ensemble in processes of their own: a clip or its features go out, probabilities come back, and the vote goes on without those that do not answer"""
-import io, multiprocessing, struct, time
+import io, multiprocessing, struct, threading, time
 from multiprocessing.connection import wait
 
 import numpy as np
@@ -60,6 +60,11 @@ def _serve(connection, file):
         connection.send_bytes(pack(number, answer(x)))
 
 
+def _send(connection, message):
+    try: connection.send_bytes(message)
+    except OSError: pass # the member is gone: noticed where its answer is read
+
+
 class Fleet:
     "Members in processes of their own"
     def __init__(self,
@@ -67,7 +72,7 @@ class Fleet:
         start_timeout:float=300. # seconds until all must be ready
     ):
         context = multiprocessing.get_context('spawn')
-        self.processes, self.connections, self.asked, self.sent, self.received = {}, {}, 0, 0, 0
+        self.processes, self.connections, self.sending, self.asked, self.sent, self.received = {}, {}, {}, 0, 0, 0
         for name, file in files.items():
             here, there = context.Pipe()
             self.processes[name] = context.Process(target=_serve, args=(there, str(file)), daemon=True)
@@ -82,9 +87,11 @@ class Fleet:
         "Send an array to all members that are there, and collect what comes back"
         self.asked, answers, waiting = self.asked + 1, {}, {}
         message = pack(self.asked, array)
-        for name, c in list(self.connections.items()):
-            try: c.send_bytes(message); self.sent += len(message); waiting[c] = name
-            except OSError: self._lost(name)
+        for name, c in self.connections.items():
+            if name in self.sending and self.sending[name].is_alive(): continue # it has not even taken the last question
+            self.sending[name] = threading.Thread(target=_send, args=(c, message), daemon=True)
+            self.sending[name].start()
+            waiting[c], self.sent = name, self.sent + len(message)
         end = time.monotonic() + timeout
         while waiting and (ready := wait(list(waiting), max(0, end - time.monotonic()))):
             for c in ready:

@@ -403,9 +403,12 @@ def export_onnx(
     if isinstance(head, AttentiveClassifier): head = nn.Sequential(_AnyBatch(head.pooler), head.linear)
     module = nn.Sequential(classifier.encoder, head, nn.Softmax(-1)).float().cpu().eval()
     clips = torch.zeros(2, 3, c.num_frames, c.height, c.width)
-    with warnings.catch_warnings(): # with an upper bound torch makes no case of its own for huge batches
+    attention = {m: m.fused for m in module.modules() if isinstance(m, Attention)}
+    for m in attention: m.fused = True # one operation of the graph, whatever the number of clips
+    with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning) # of torch about its own parts
-        program = torch.onnx.export(module, (clips,), dynamo=True, dynamic_shapes=({0: torch.export.Dim('batch', min=1, max=128)},), input_names=['clips'], output_names=['probabilities'], verbose=False)
+        program = torch.onnx.export(module, (clips,), dynamo=True, dynamic_shapes=({0: torch.export.Dim('batch', min=1, max=16)},), input_names=['clips'], output_names=['probabilities'], verbose=False)
+    for m, fused in attention.items(): m.fused = fused
     with write_beside(file) as temporary: program.save(temporary)
     for m in (classifier.encoder, classifier.probe): m.to(classifier.accelerator.device)
     return Path(file)

@@ -70,6 +70,10 @@ def test_processes_answer_as_one_and_the_vote_survives_them(place, tmp_path):
         left = fleet.ask(tokens[2])
         assert list(left) == ['mlp', 'attentive'] == fleet.alive
         assert np.allclose(vote(ensemble, left), ensemble.take(['mlp', 'attentive']).combine(table[2:3, 4:])[0], atol=1e-5)
+
+        os.kill(fleet.processes['attentive'].pid, signal.SIGSTOP)
+        large = np.tile(tokens[3], (400, 1)) # more than a pipe holds
+        for _ in range(2): assert list(fleet.ask(large, timeout=3)) == ['mlp']
         for name in ('mlp', 'attentive'): fleet.kill(name)
         with pytest.raises(RuntimeError, match='no member answered'): vote(ensemble, fleet.ask(tokens[3]))
 
