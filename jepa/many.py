@@ -106,8 +106,8 @@ def choose_penalty(
     strengths=STRENGTHS, # inverse penalties to choose from
     folds:int=3, seed:int=0
 )->ProbeConfig: # logistic
-    "The penalty that answers best about the labels left out"
-    cv = LogisticRegressionCV(Cs=strengths, cv=StratifiedKFold(folds, shuffle=True, random_state=seed), max_iter=2000, scoring='neg_log_loss', l1_ratios=(0.,), use_legacy_attributes=False)
+    "The penalty that answers best about labels left out; of equals the strongest"
+    cv = LogisticRegressionCV(Cs=strengths, cv=StratifiedKFold(folds, shuffle=True, random_state=seed), max_iter=2000, scoring='accuracy', l1_ratios=(0.,), use_legacy_attributes=False)
     means = train.mean()
     make_pipeline(StandardScaler(), cv).fit(means.reshape(-1, means.shape[-1]), np.repeat(train.labels, train.num_views))
     return ProbeConfig('logistic', C=float(cv.C_))
