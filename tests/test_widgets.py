@@ -27,6 +27,7 @@ def pixels(figure):
 
 
 def test_a_control_calls_the_function_again(shown):
+    matplotlib.pyplot.close('all') # figures of other tests
     calls = []
     def figure(ratio=0.5, blocks=2, seed=0):
         calls.append((ratio, blocks, seed))
