@@ -1,5 +1,5 @@
 """`python -m jepa._search`: the runs behind the recipe, one change each, into a table; runs that are there already are not made again"""
-import argparse, json, shutil, time
+import argparse, json, shutil, tempfile, time
 from pathlib import Path
 import pandas as pd
 from jepa.core import load_settings, write_beside
@@ -8,7 +8,7 @@ from jepa.masks import Future, MultiBlock, RandomTokens, RandomTube
 from jepa.objective import Objective
 from jepa.predictor import PredictorConfig
 from jepa.recipe import PROBES, VARIANTS, few_labels, frozen_features, motion_videos, position_share, recipe_config
-from jepa.train import pretrain
+from jepa.train import pretrain, run_folder
 
 TEACHER = dict(target_layers=4)
 # question -> answers -> changes of `recipe_config`
@@ -47,14 +47,12 @@ SEARCH = {
 SHOTS = (25, 100)
 
 
-def look(run, epoch, known, asked, probes, encoder):
-    "Accuracies and meters after `epoch` epochs; features are not kept"
-    config = run.config
-    found = few_labels(encoder, known, asked, config, SHOTS, probes)
-    row = {f'{p}_{n}': round(100*e.accuracy, 2) for (p, n), e in found.items()}
-    row['position_share'] = round(position_share(frozen_features(encoder, asked, config).tokens[:, 0]), 4)
-    shutil.rmtree(load_settings().cache/'features', ignore_errors=True)
-    return row
+def look(run, known, asked, probes, encoder):
+    "Accuracies and the share of position; features are not kept"
+    with tempfile.TemporaryDirectory() as folder:
+        found = few_labels(encoder, known, asked, run.config, SHOTS, probes, folder=folder)
+        row = {f'{p}_{n}': round(100*e.accuracy, 2) for (p, n), e in found.items()}
+        return row | dict(position_share=round(position_share(frozen_features(encoder, asked, run.config, folder).tokens[:, 0]), 4))
 
 
 def one(question, name, changes, epochs, seed, videos, looks):
@@ -68,8 +66,9 @@ def one(question, name, changes, epochs, seed, videos, looks):
         trained = run.metrics.seconds.sum() if epoch else 0.
         meters = run.meters.iloc[-1].round(4).to_dict() if epoch == epochs else {}
         rows.append(dict(question=question, name=name, seed=seed, epochs=epochs, epoch=epoch, seconds=round(trained, 1), n=len(asked),
-                         **look(run, epoch, known, asked, probes, encoder), **{k: v for k, v in meters.items() if k != 'epoch'}))
-    run = pretrain(config, known, on_epoch=at, progress=False)
+                         **look(run, known, asked, probes, encoder), **{k: v for k, v in meters.items() if k != 'epoch'}))
+    own = load_settings().runs/f'search-{run_folder(config, known).name}' # removed below; runs of reports are not touched
+    run = pretrain(config, known, own, on_epoch=at, progress=False)
     at(run, 0)
     shutil.rmtree(run.folder)
     return sorted(rows, key=lambda row: row['epoch'])

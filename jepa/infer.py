@@ -382,15 +382,6 @@ def contact_sheet(
     return draw_answers(answers, f'{len(answers)} of {len(found)} videos')
 
 # %% ../nbs/13_infer.ipynb #d0b17427
-class _AnyBatch(nn.Module):
-    "Attentive pooling whose graph leaves the number of clips open (`len` of a tensor is a constant in a graph, `shape[0]` is not)"
-    def __init__(self, pooler):
-        super().__init__()
-        self.pooler = pooler
-    def forward(self, x): # (B, N, D) -> (B, D)
-        for block in getattr(self.pooler, 'blocks', []): x = block(x)
-        return self.pooler.cross_attention_block(self.pooler.query_tokens.expand(x.shape[0], -1, -1), x)[:, 0]
-
 def export_onnx(
     classifier:Classifier, # of one encoder and one head
     file                   # ends in .onnx
@@ -400,7 +391,6 @@ def export_onnx(
     for package in ('onnx', 'onnxscript'):
         if not importlib.util.find_spec(package): raise ModuleNotFoundError(f"export needs '{package}': pip install 'jepa[edge]'")
     c, head = classifier.encoder.config, classifier.probe
-    if isinstance(head, AttentiveClassifier): head = nn.Sequential(_AnyBatch(head.pooler), head.linear)
     module = nn.Sequential(classifier.encoder, head, nn.Softmax(-1)).float().cpu().eval()
     clips = torch.zeros(2, 3, c.num_frames, c.height, c.width)
     attention = {m: m.fused for m in module.modules() if isinstance(m, Attention)}

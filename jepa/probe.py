@@ -132,7 +132,7 @@ class AttentivePooler(nn.Module):
 
     def forward(self, x): # (B, N, D) -> (B, D)
         for block in getattr(self, 'blocks', []): x = block(x)
-        return self.cross_attention_block(self.query_tokens.expand(len(x), -1, -1), x)[:, 0]
+        return self.cross_attention_block(self.query_tokens.expand(x.shape[0], -1, -1), x)[:, 0]
 
 class AttentiveClassifier(nn.Module):
     "V-JEPA's probe: attentive pooling, then a linear layer"

@@ -66,27 +66,28 @@ def position_share(
 
 # %% ../nbs/23_recipe.ipynb #aacd6831
 def frozen_features(
-    encoder:Encoder, manifest:Manifest, config:TrainConfig
+    encoder:Encoder, manifest:Manifest, config:TrainConfig,
+    folder=None # where they are kept, as in `features`
 )->Features:
     "Features of the whole frame, without augmentation"
-    return features(encoder, manifest.clips(config.clip, config.augment.replace(train=False), progress=False), progress=False)
+    return features(encoder, manifest.clips(config.clip, config.augment.replace(train=False), progress=False), folder=folder, progress=False)
 
 def first_of_each(
     x:Features, shots:int # per class
 )->Features:
     "The first clips of every class"
     rows = np.concatenate([np.flatnonzero(x.labels == c)[:shots] for c in range(len(x.classes))])
-    return Features(x.tokens[rows], x.labels[rows], x.classes)
+    return x.take(rows)
 
 PROBES = dict(linear=ProbeConfig('logistic', C=.1), attentive=ProbeConfig('attentive', epochs=20))
 
 def few_labels(
     encoder:Encoder, train:Manifest, val:Manifest, config:TrainConfig,
     shots=(25, 100), # labelled clips per class
-    probes:dict=PROBES, seed:int=0
+    probes:dict=PROBES, seed:int=0, folder=None # where features are kept
 )->dict: # (probe, shots) -> Evaluation
     "Frozen probes on few labels"
-    known, asked = frozen_features(encoder, train.select(per_class=max(shots), seed=0), config), frozen_features(encoder, val, config)
+    known, asked = frozen_features(encoder, train.select(per_class=max(shots), seed=0), config, folder), frozen_features(encoder, val, config, folder)
     return {(name, n): fit_probe(p.replace(seed=seed), first_of_each(known, n), num_heads=encoder.config.num_heads, progress=False).evaluate(asked) for name, p in probes.items() for n in shots}
 
 # %% ../nbs/23_recipe.ipynb #40b0d7e2
