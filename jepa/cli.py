@@ -89,13 +89,14 @@ def reports_run(
     set_: Annotated[Optional[list[str]], typer.Option('--set', metavar='NAME=VALUE', help='A parameter of the notebooks; may be repeated.')] = None,
     force: Annotated[bool, typer.Option('--force', help='Make again what is up to date.')] = False,
     out: Annotated[str, typer.Option(help='Folder for the results; results/<tier> by default.')] = '',
+    jobs: Annotated[int, typer.Option(min=0, help='Reports at once; they divide the threads. 0: on a CPU one per thread, at most 4.')] = 0,
 ):
     "Make reports, skip what is up to date, and say where the index is. Exit status 1 if one failed."
     from jepa.core import load_settings
     from jepa.report import run_reports
     tier = tier or load_settings().tier
     given = {k: str(Path(v).resolve()) if isinstance(v, str) and v and Path(v).exists() else v for k, v in parameters(set_ or []).items()} # notebooks run in another folder
-    made = run_reports(names or None, tier, given, force, out or None)
+    made = run_reports(names or None, tier, given, force, out or None, jobs=jobs)
     index = Path(out or load_settings().results/tier).resolve()/'index.html'
     typer.echo(f"{', '.join(f'{sum(o.status == s for o in made)} {s}' for s in ('made', 'up to date', 'failed') if any(o.status == s for o in made))}\n{index.as_uri()}")
     if any(o.status == 'failed' for o in made): raise typer.Exit(1)

@@ -228,11 +228,13 @@ def machine(
     s = settings or load_settings()
     device, why_device = pick_device(s.device)
     precision, why_precision = pick_precision(s.precision, device)
-    threads = _cores() if s.threads == 'auto' else s.threads
+    threads, limit = _cores() if s.threads == 'auto' else s.threads, os.environ.get('OMP_NUM_THREADS', '')
+    limited = limit.isdecimal() and 0 < int(limit) < threads
+    if limited: threads = int(limit)
     workers = min(_cores(), 8) if s.workers == 'auto' else s.workers
     torch.set_num_threads(threads)
     return Machine(device, precision, threads, workers, dict(device=why_device, precision=why_precision,
-        threads='all cores' if s.threads == 'auto' else 'set in settings.ini', workers='one per core, at most 8' if s.workers == 'auto' else 'set in settings.ini'))
+        threads='OMP_NUM_THREADS' if limited else 'all cores' if s.threads == 'auto' else 'set in settings.ini', workers='one per core, at most 8' if s.workers == 'auto' else 'set in settings.ini'))
 
 # %% ../nbs/00_core.ipynb #2d596366
 def environment() -> dict[str, str]:

@@ -152,8 +152,7 @@ def attend(
 
 def _two_products(q, k, v, scale, dropout):
     weights = (q*scale) @ k.transpose(-2, -1)
-    with torch.autocast(q.device.type, enabled=False): weights = F.dropout(weights.softmax(-1), dropout, dropout > 0)
-    return weights @ v
+    return F.dropout(weights.softmax(-1, dtype=weights.dtype), dropout, dropout > 0) @ v # named: autocast would choose float32 on a GPU
 
 class Attention(TimmAttention):
     "timm's attention with our choice of kernel; `rotation` turns queries and keys (see RoPE below)"

@@ -4,16 +4,14 @@
 
 # %% auto #0
 __all__ = ['MOVES', 'STRENGTHS', 'moves', 'pooled', 'some_classes', 'some_labels', 'bags', 'three_ways', 'gap_map',
-           'choose_penalty', 'wide_recipe', 'training_cost', 'one_large']
+           'choose_penalty', 'wide_recipe', 'one_large']
 
 # %% ../nbs/24_many.ipynb #fa9ed1b9
 import numpy as np
-import torch
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch.utils.flop_counter import FlopCounterMode
 from .core import *
 from .actions import *
 from .data import *
@@ -122,17 +120,6 @@ def wide_recipe(
     c = recipe_config(epochs, seed, **{**dict(predictor=PredictorConfig(embed_dim=width//2, depth=2)), **changes})
     heads = width//32 if width >= 64 else max(1, width//16)
     return c.replace(encoder=c.encoder.replace(embed_dim=width, depth=depth, num_heads=heads, mlp_ratio=(hidden + .5)/width if hidden else 4.)) # + .5: of `int` in the MLP
-
-# %% ../nbs/24_many.ipynb #4f8b78bc
-def training_cost(
-    config:TrainConfig
-)->dict: # encoder, predictor: trained parameters; flops: of one clip's part of a training step
-    "What a pretraining takes"
-    jepa, c = new_jepa(config).train(), config.clip
-    with FlopCounterMode(display=False) as counter:
-        jepa(torch.zeros(1, 3, c.num_frames, c.size, c.size), sample_masks(config.masks, config.encoder.grid, 1, generator(config.seed, 'cost'))).loss.backward()
-    count = lambda module: sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return dict(encoder=count(jepa.encoder), predictor=count(jepa.predictor), flops=counter.get_total_flops())
 
 # %% ../nbs/24_many.ipynb #29f09f51
 def one_large(

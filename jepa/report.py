@@ -9,6 +9,7 @@ __all__ = ['published', 'beside', 'Tier', 'ReportSpec', 'reports_folder', 'catal
 
 # %% ../nbs/14_report.ipynb #5568c43c
 import ast, hashlib, html, json, os, queue, re, shutil, signal, subprocess, sys, threading, time, tomllib
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata, util
@@ -79,7 +80,8 @@ class ReportSpec(Config):
     paper: str           # which paper
     makes: tuple[str, ...]       # such as 'Figure 1'
     checks: tuple[str, ...] = () # names of the checks that must be in the report
-    shares: tuple[str, ...] = () # names of runs that it uses together with other reports
+    shares: tuple[str, ...] = () # names of runs that it uses together with other reports; the first report makes them
+    alone: bool = False          # it measures time: nothing runs beside it
     tiers: dict = field(default_factory=dict) # name -> `Tier`
 
 # %% ../nbs/14_report.ipynb #ca4d0324
@@ -372,10 +374,11 @@ def _execute(
     source, target, # notebook to run, notebook to write
     params:dict,
     cwd,            # working directory of the run
-    tell=lambda cell, cells: None # called at every cell, and every second
+    tell=lambda cell, cells: None, # called at every cell, and every second
+    threads:int=0   # of the processor; 0: as the settings say
 )->str: # '' after success, else the error
     "Run one notebook with papermill in a process of its own"
-    env = {k: v for k, v in os.environ.items() if k != 'MPLBACKEND'}
+    env = {k: v for k, v in os.environ.items() if k != 'MPLBACKEND'} | (dict(OMP_NUM_THREADS=str(threads)) if threads else {})
     with subprocess.Popen([sys.executable, '-m', 'jepa._papermill_one'], cwd=cwd, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, start_new_session=True) as p:
         lines, errors, at, failed = queue.Queue(), [], (0, 0), ''
@@ -407,7 +410,7 @@ def _publish(nb, out, stem, title, note=''):
     with write_beside(out/f'{stem}.ipynb') as temporary: temporary.write_text(nbformat.writes(nb) + '\n')
     with write_beside(out/f'{stem}.html') as temporary: temporary.write_text(notebook_html(nb, title, note))
 
-def _run_one(name, spec, params, folder, out, tell):
+def _run_one(name, spec, params, folder, out, tell, threads=0):
     "Make one report; its `Outcome`"
     minutes, start = spec.tiers[params['tier']].minutes, time.time()
     what = f"{spec.paper}, {', '.join(spec.makes)}; tier: {params['tier']}"
@@ -415,7 +418,7 @@ def _run_one(name, spec, params, folder, out, tell):
     here = {} if out == load_settings().results/params['tier'] else {'out': os.path.relpath(out, folder)}
     out.mkdir(parents=True, exist_ok=True)
     try:
-        why = _execute(folder/spec.notebook, running, {**params, **here}, folder, tell)
+        why = _execute(folder/spec.notebook, running, {**params, **here}, folder, tell, threads)
         record = json.loads((out/f'{name}.json').read_text()) if (out/f'{name}.json').exists() else {}
         if not why and record.get('started', '') < datetime.fromtimestamp(int(start), timezone.utc).isoformat(timespec='seconds'):
             why = f'{spec.notebook} ran, but never called report.done()'
@@ -484,7 +487,25 @@ def make_index(
     if not out: write_tiers(load_settings().results)
     return page
 
-# %% ../nbs/14_report.ipynb #bccb5f71
+# %% ../nbs/14_report.ipynb #736e06ee
+def _at_once(names, specs, jobs, work):
+    "Call `work(name, stop)` for all reports, up to `jobs` at a time; results as they come. `stop` is set when the caller gives up"
+    waiting, running, finished, stop = list(names), {}, set(), threading.Event()
+    first = {share: n for n in reversed(names) for share in specs[n].shares}
+    def free(n):
+        if running and (specs[n].alone or any(specs[r].alone for r in running.values())): return False
+        return all(first[share] in (n, *finished) for share in specs[n].shares)
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while waiting or running:
+                while len(running) < jobs and (n := next(filter(free, waiting), None)):
+                    waiting.remove(n)
+                    running[pool.submit(work, n, stop)] = n
+                for job in wait(running, return_when=FIRST_COMPLETED).done:
+                    finished.add(running.pop(job))
+                    yield job.result()
+        finally: stop.set()
+
 def run_reports(
     names=None,       # names of reports; all by default
     tier:str='',      # quick, standard or paper; the settings' tier by default
@@ -492,30 +513,41 @@ def run_reports(
     force:bool=False, # make again what is up to date
     out=None,         # folder of the results; the settings' `results/<tier>` by default
     progress:bool=True, # show a bar (on a terminal) and a line per report
-    folder=None       # folder of `reports.toml`; found by itself
+    folder=None,      # folder of `reports.toml`; found by itself
+    jobs:int=0        # reports at once, which divide the threads; 0: on a CPU one per thread, at most 4, else one
 )->list[Outcome]: # one per report
     "Make reports, each in its own process, skip what is up to date, and write the index"
     from tqdm import tqdm
     folder, tier, params = reports_folder(folder), tier or load_settings().tier, params or {}
     specs = catalogue(folder/'reports.toml')
-    names = list(names or [n for n, s in specs.items() if tier in s.tiers])
+    names = list(dict.fromkeys(names or [n for n, s in specs.items() if tier in s.tiers]))
     if not names: raise ValueError(f"no report in {folder/'reports.toml'} has the tier '{tier}'; {nearest(tier, _tiers)}")
+    if jobs < 0: raise ValueError(f'jobs is {jobs}; a number of reports at once, or 0 for what suits the machine')
     for n in names:
         if n not in specs: raise KeyError(f"no report '{n}' in {folder/'reports.toml'}; {nearest(n, specs)}")
         if tier not in specs[n].tiers: raise ValueError(f"report '{n}' has no tier '{tier}'; {nearest(tier, specs[n].tiers)}")
         if not (folder/specs[n].notebook).exists(): raise FileNotFoundError(f"reports.toml names {folder/specs[n].notebook}, which does not exist")
         check_params(folder/specs[n].notebook, {'tier': tier, 'out': '', **specs[n].tiers[tier].params, **params})
-    where = Path(out or load_settings().results/tier).resolve()
-    done, bar = [], tqdm(names, disable=None if progress else True, unit='report', bar_format='{l_bar}{bar:20}| {n_fmt}/{total_fmt} {postfix}')
+    where, m = Path(out or load_settings().results/tier).resolve(), machine()
+    jobs = min(len(names), jobs or (min(4, m.threads) if m.device.type == 'cpu' else 1))
+    done, at, bar = {}, {}, tqdm(total=len(names), disable=None if progress else True, unit='report', bar_format='{l_bar}{bar:20}| {n_fmt}/{total_fmt} {postfix}')
+    def work(n, stop):
+        wanted, start, minutes = {'tier': tier, **specs[n].tiers[tier].params, **params}, time.time(), specs[n].tiers[tier].minutes
+        def tell(cell, cells):
+            if stop.is_set(): raise KeyboardInterrupt
+            at[n] = f'{n}: cell {cell}/{cells}, {(time.time()-start)/60:.1f} of {minutes:g} min'
+            bar.set_postfix_str('; '.join(at.values()))
+        tell(0, 0)
+        good = not force and _state(n, specs[n], tier, folder, where, wanted).status in ('ok', 'check')
+        outcome = Outcome(n, 'up to date', minutes=minutes) if good else _run_one(n, specs[n], wanted, folder, where, tell, 0 if specs[n].alone else max(1, m.threads//jobs))
+        del at[n]
+        return outcome
     try:
-        for n in bar:
-            wanted, start, minutes = {'tier': tier, **specs[n].tiers[tier].params, **params}, time.time(), specs[n].tiers[tier].minutes
-            tell = lambda cell, cells: bar.set_postfix_str(f'{n}: cell {cell}/{cells}, {(time.time()-start)/60:.1f} of {minutes:g} min')
-            tell(0, 0)
-            good = not force and _state(n, specs[n], tier, folder, where, wanted).status in ('ok', 'check')
-            done.append(Outcome(n, 'up to date', minutes=minutes) if good else _run_one(n, specs[n], wanted, folder, where, tell))
-            if progress: tqdm.write(str(done[-1]), file=sys.stderr)
+        for outcome in _at_once(names, specs, jobs, work):
+            done[outcome.name] = outcome
+            bar.update()
+            if progress: tqdm.write(str(outcome), file=sys.stderr)
     finally:
         bar.close()
         make_index(tier, out, folder)
-    return done
+    return [done[n] for n in names]

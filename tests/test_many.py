@@ -9,12 +9,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa.core import generator
-from jepa.many import STRENGTHS, bags, choose_penalty, gap_map, one_large, pooled, some_classes, some_labels, three_ways, training_cost, wide_recipe
+from jepa.many import STRENGTHS, bags, choose_penalty, gap_map, one_large, pooled, some_classes, some_labels, three_ways, wide_recipe
 from jepa.masks import Grid, sample_masks
 from jepa.probe import Features, fit_probe
 from jepa.recipe import PROBES, recipe_config
 from jepa.report import catalogue, run_reports
-from jepa.train import new_jepa
+from jepa.train import new_jepa, training_cost
 
 
 def clips(per_class=12, classes=4, width=16, apart=1., tokens=8, seed=0):

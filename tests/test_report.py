@@ -1,6 +1,7 @@
 """Reports: published numbers, provenance, the runner's promises, the index."""
-import json, os, signal, subprocess, sys, time
+import json, os, signal, subprocess, sys, threading, time
 from pathlib import Path
+from types import SimpleNamespace as Namespace
 import nbformat, numpy as np, pandas as pd, psutil, pytest
 import matplotlib.pyplot as plt
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -166,6 +167,42 @@ def test_runner_refuses_mistakes_before_running(reports):
     notebook(reports.folder, 'gone'); (reports.folder/'a.ipynb').unlink()
     with pytest.raises(FileNotFoundError, match='a.ipynb'): run()
     assert not (reports.folder/'out').exists()
+
+
+@pytest.mark.parametrize('jobs', [1, 2, 4])
+def test_reports_at_once_wait_for_shared_runs_and_for_quiet(jobs):
+    spec = lambda *shares, alone=False: R.ReportSpec('a.ipynb', 'A', 'a paper', ('Table 1',), shares=shares, alone=alone)
+    specs = dict(first=spec('run'), timed=spec('run', alone=True), second=spec('run'), other=spec(), third=spec('run', 'later'), fourth=spec('later'))
+    beside, done, running, lock = {}, [], set(), threading.Lock()
+    def work(n, stop):
+        with lock: running.add(n); beside.setdefault(n, set()); [beside[r].update(running) for r in running]
+        if n == 'second' and jobs == 4: assert arrived.wait(20) # only if third is at work, too
+        if n == 'third': arrived.set()
+        with lock: running.remove(n); done.append(n)
+        return n
+    arrived = threading.Event()
+    assert set(R._at_once(specs, specs, jobs, work)) == set(specs) and set(done) == set(specs)
+    assert beside['timed'] == {'timed'} and not beside['first'] & {'second', 'third', 'timed'} and 'fourth' not in beside['third']
+    if jobs == 1: assert all(b == {n} for n, b in beside.items()) and done[0] == 'first'
+    if jobs == 4: assert 'third' in beside['second']
+
+
+def test_an_error_stops_the_reports_beside_it():
+    spec, ended = R.ReportSpec('a.ipynb', 'A', 'a paper', ('Table 1',)), []
+    def work(n, stop):
+        if n == 'bad': raise RuntimeError('broken')
+        ended.append(stop.wait(20))
+    with pytest.raises(RuntimeError, match='broken'): list(R._at_once(['good', 'bad', 'late'], dict.fromkeys(['good', 'bad', 'late'], spec), 2, work))
+    assert ended == [True]
+
+
+def test_reports_at_once_divide_the_threads(reports, monkeypatch):
+    monkeypatch.setattr(R, 'machine', lambda: Namespace(threads=5, device=Namespace(type='cpu')))
+    body = [HEAD, "import os\nn = int(os.environ['OMP_NUM_THREADS'])", TAIL]
+    made = reports(a=body, b=body)(jobs=2)
+    assert [o.status for o in made] == ['made', 'made'] and [o.name for o in made] == ['a', 'b']
+    assert all('There were 2.' in json.loads((reports.folder/'out'/f'{n}.json').read_text())['finding'] for n in 'ab')
+    with pytest.raises(ValueError, match='jobs'): reports(a=body)(jobs=-1)
 
 
 @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGKILL])
