@@ -488,9 +488,10 @@ def make_index(
     return page
 
 # %% ../nbs/14_report.ipynb #736e06ee
-def _at_once(names, specs, jobs, work):
+def _at_once(names, specs, tier, jobs, work):
     "Call `work(name, stop)` for all reports, up to `jobs` at a time; results as they come. `stop` is set when the caller gives up"
     waiting, running, finished, stop = list(names), {}, set(), threading.Event()
+    if jobs > 1: waiting.sort(key=lambda n: (specs[n].alone, -specs[n].tiers[tier].minutes))
     first = {share: n for n in reversed(names) for share in specs[n].shares}
     def free(n):
         if running and (specs[n].alone or any(specs[r].alone for r in running.values())): return False
@@ -543,7 +544,7 @@ def run_reports(
         del at[n]
         return outcome
     try:
-        for outcome in _at_once(names, specs, jobs, work):
+        for outcome in _at_once(names, specs, tier, jobs, work):
             done[outcome.name] = outcome
             bar.update()
             if progress: tqdm.write(str(outcome), file=sys.stderr)

@@ -171,28 +171,29 @@ def test_runner_refuses_mistakes_before_running(reports):
 
 @pytest.mark.parametrize('jobs', [1, 2, 4])
 def test_reports_at_once_wait_for_shared_runs_and_for_quiet(jobs):
-    spec = lambda *shares, alone=False: R.ReportSpec('a.ipynb', 'A', 'a paper', ('Table 1',), shares=shares, alone=alone)
-    specs = dict(first=spec('run'), timed=spec('run', alone=True), second=spec('run'), other=spec(), third=spec('run', 'later'), fourth=spec('later'))
-    beside, done, running, lock = {}, [], set(), threading.Lock()
+    spec = lambda *shares, alone=False, minutes=1: R.ReportSpec('a.ipynb', 'A', 'a paper', ('Table 1',), shares=shares, alone=alone, tiers=dict(quick=R.Tier(minutes)))
+    specs = dict(first=spec('run'), timed=spec('run', alone=True, minutes=9), second=spec('run'), other=spec(), third=spec('run', 'later'), fourth=spec('later'), long=spec(minutes=5))
+    beside, began, done, running, lock = {}, [], [], set(), threading.Lock()
     def work(n, stop):
-        with lock: running.add(n); beside.setdefault(n, set()); [beside[r].update(running) for r in running]
+        with lock: began.append(n); running.add(n); beside.setdefault(n, set()); [beside[r].update(running) for r in running]
         if n == 'second' and jobs == 4: assert arrived.wait(20) # only if third is at work, too
         if n == 'third': arrived.set()
         with lock: running.remove(n); done.append(n)
         return n
     arrived = threading.Event()
-    assert set(R._at_once(specs, specs, jobs, work)) == set(specs) and set(done) == set(specs)
+    assert set(R._at_once(specs, specs, 'quick', jobs, work)) == set(specs) and set(done) == set(specs)
     assert beside['timed'] == {'timed'} and not beside['first'] & {'second', 'third', 'timed'} and 'fourth' not in beside['third']
-    if jobs == 1: assert all(b == {n} for n, b in beside.items()) and done[0] == 'first'
+    if jobs == 1: assert all(b == {n} for n, b in beside.items()) and began == list(specs)
+    else: assert began[0] == 'long' and began[-1] == 'timed'
     if jobs == 4: assert 'third' in beside['second']
 
 
 def test_an_error_stops_the_reports_beside_it():
-    spec, ended = R.ReportSpec('a.ipynb', 'A', 'a paper', ('Table 1',)), []
+    spec, ended = R.ReportSpec('a.ipynb', 'A', 'a paper', ('Table 1',), tiers=dict(quick=R.Tier(1))), []
     def work(n, stop):
         if n == 'bad': raise RuntimeError('broken')
         ended.append(stop.wait(20))
-    with pytest.raises(RuntimeError, match='broken'): list(R._at_once(['good', 'bad', 'late'], dict.fromkeys(['good', 'bad', 'late'], spec), 2, work))
+    with pytest.raises(RuntimeError, match='broken'): list(R._at_once(['good', 'bad', 'late'], dict.fromkeys(['good', 'bad', 'late'], spec), 'quick', 2, work))
     assert ended == [True]
 
 
