@@ -432,6 +432,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'jepa.pico.PicoPredictor.__init__': ('pico.html#picopredictor.__init__', 'jepa/pico.py'),
                            'jepa.pico.PicoPredictor.forward': ('pico.html#picopredictor.forward', 'jepa/pico.py'),
                            'jepa.pico.PublishedTube': ('pico.html#publishedtube', 'jepa/pico.py'),
+                           'jepa.pico._Attention': ('pico.html#_attention', 'jepa/pico.py'),
+                           'jepa.pico._Attention.forward': ('pico.html#_attention.forward', 'jepa/pico.py'),
                            'jepa.pico._fresh': ('pico.html#_fresh', 'jepa/pico.py'),
                            'jepa.pico._of_actions': ('pico.html#_of_actions', 'jepa/pico.py'),
                            'jepa.pico._of_dataset': ('pico.html#_of_dataset', 'jepa/pico.py'),

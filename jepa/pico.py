@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import nn
 from .core import *
 from .actions import *
@@ -82,18 +83,24 @@ def pico_config(
     return PicoConfig.from_dict({**common, **(AS_PUBLISHED if form == 'published' else {}), **changes})
 
 # %% ../nbs/21_pico.ipynb #e77fce61
+class _Attention(nn.MultiheadAttention):
+    "PyTorch's, with our choice of kernel; as in the encoder, dropout strikes what it returns, not its weights"
+    def forward(self, query, key, value, **_): # (B, N, D), twice (B, M, D) -> (B, N, D), no weights
+        parts = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3))
+        q, k, v = (F.linear(x, w, b).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x, w, b in parts)
+        return self.out_proj(attend(q, k, v, self.head_dim**-.5, Attention.fused).transpose(1, 2).flatten(2)), None
+
 class PicoPredictor(nn.Module):
     "Features of target tokens: queries that say where, attending to the context"
     def __init__(self, config:PredictorConfig, encoder:EncoderConfig, dropout:float=0.):
         super().__init__()
         if config.embed_dim != encoder.embed_dim: raise ValueError(f"pico-JEPA's predictor is as wide as its encoder: embed_dim must be {encoder.embed_dim}, not {config.embed_dim}")
         layer = nn.TransformerDecoderLayer(config.embed_dim, config.num_heads or encoder.num_heads, int(config.mlp_ratio*config.embed_dim), dropout, 'gelu', batch_first=True, norm_first=True)
+        layer.self_attn, layer.multihead_attn = (_Attention(config.embed_dim, layer.self_attn.num_heads, batch_first=True) for _ in range(2))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
         self.transformer_decoder = nn.TransformerDecoder(layer, config.depth)
         self.norm = nn.LayerNorm(config.embed_dim)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        for m in self.modules():
-            if isinstance(m, nn.MultiheadAttention): m.dropout = 0. # as in the encoder: dropout on what attention returns, not on its weights
 
     def forward(self,
         context,  # (B, N_ctx, D) features of the visible tokens
