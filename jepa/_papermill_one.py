@@ -27,6 +27,7 @@ def die_with_parent():
 
 if __name__ == '__main__':
     says, sys.stdout = sys.stdout, sys.stderr
+    signal.signal(signal.SIGINT, signal.default_int_handler) # a shell's background job inherits that it is ignored
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=die_with_parent, daemon=True).start()
     papermill_engines.register('counted', Counted)

@@ -206,10 +206,10 @@ def test_reports_at_once_divide_the_threads(reports, monkeypatch):
     with pytest.raises(ValueError, match='jobs'): reports(a=body)(jobs=-1)
 
 
-@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_runner_leaves_no_process_behind(reports, how):
+@pytest.mark.parametrize('how, before', [(signal.SIGINT, ''), (signal.SIGKILL, ''), (signal.SIGKILL, 'import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); ')]) # the last: in the background of a shell
+def test_a_stopped_runner_leaves_no_process_behind(reports, how, before):
     reports(a=["import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(100)"])
-    code = f"from jepa.report import *; run_reports(folder={str(reports.folder)!r}, out={str(reports.folder/'out')!r}, tier='quick', progress=False)"
+    code = before + f"from jepa.report import *; run_reports(folder={str(reports.folder)!r}, out={str(reports.folder/'out')!r}, tier='quick', progress=False)"
     p = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.PIPE, text=True)
     pid, end = reports.folder/'pid', time.time() + 60
     while not (pid.exists() and pid.read_text()) and time.time() < end: time.sleep(.1)
