@@ -209,7 +209,7 @@ def certainty(e:Evaluation) -> np.ndarray: # (n,)
 
 def calibration_bins(e:Evaluation, bins:int=10) -> pd.DataFrame: # certainty, accuracy, n of every bin that is not empty
     "Certainty against accuracy in equal bins of certainty"
-    which = np.clip(np.ceil(certainty(e)*bins).astype(int) - 1, 0, bins - 1)
+    which = np.clip(np.ceil(np.round(certainty(e)*bins, 4)).astype(int) - 1, 0, bins - 1) # rounded: the shares of votes, 1/2 among them, lie on the edges of bins
     return pd.DataFrame([dict(certainty=certainty(e)[which == b].mean(), accuracy=e.correct[which == b].mean(), right=int(e.correct[which == b].sum()), n=int((which == b).sum())) for b in np.unique(which)])
 
 def ece(e:Evaluation, bins:int=10) -> float:
@@ -219,7 +219,8 @@ def ece(e:Evaluation, bins:int=10) -> float:
 
 def brier(e:Evaluation) -> float:
     "Mean over clips of the squared distance between probabilities and truth"
-    return float(brier_score_loss(e.labels, e.probabilities, labels=np.arange(len(e.classes)), scale_by_half=False))
+    p = np.asarray(e.probabilities, dtype=float)
+    return float(brier_score_loss(e.labels, p/p.sum(1, keepdims=True), labels=np.arange(len(e.classes)), scale_by_half=False))
 
 # %% ../nbs/11_ensemble.ipynb #7ee41081
 def plot_calibration(evaluations:dict, bins:int=10, ax=None):

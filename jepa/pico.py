@@ -171,7 +171,7 @@ def pico_videos(
     shrink:int=1,     # divides the numbers of training videos
     val_shrink:int=1, # divides the numbers of validation videos
     dataset:str='',   # a manifest, list or folder with `train` and `val` that has the paper's classes; the embedded dataset by default
-    pixels:int=112, level:str='easy', # of the embedded dataset's files
+    pixels:int=112, level:str='easy', *, # of the embedded dataset's files
     test:int=0,       # further videos per class that no rule is fitted on; the split `test` of a dataset
     seed:int=0, progress:bool=True
 )->dict[str, Manifest]: # pretraining, train, val, and test if asked for
