@@ -90,7 +90,7 @@ def test_without_the_paper_s_classes(place, tmp_path):
 
 def test_a_dataset_is_named_from_where_one_stands(place, tmp_path, monkeypatch):
     given = {}
-    monkeypatch.setattr('jepa.report.run_reports', lambda names, tier, params, *more: given.update(params) or [])
+    monkeypatch.setattr('jepa.report.run_reports', lambda names, tier, params, *more, **options: given.update(params) or [])
     (tmp_path/'NANO').mkdir(); (tmp_path/'NANO'/'manifest.csv').touch(); monkeypatch.chdir(tmp_path)
     command('reports', 'run', 'nano_tab2_videos', '--tier', 'paper', '--set', 'dataset=NANO/manifest.csv', '--set', 'level=easy', '--set', 'epochs=2', '--set', 'pretraining=')
     assert given == dict(dataset=str(tmp_path/'NANO'/'manifest.csv'), level='easy', epochs=2, pretraining='')
