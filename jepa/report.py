@@ -115,10 +115,13 @@ def catalogue(
     return specs
 
 # %% ../nbs/14_report.ipynb #d6d229c0
+_parsing = threading.Lock() # Python 3.11 cannot parse in two threads at once
+
 def _imports(source):
     "Names of the modules of `jepa` that `source` imports"
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    with _parsing: tree = ast.parse(source)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import): names = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
             module = '.'.join(filter(None, ['jepa' if node.level else '', node.module])) # inside the package imports are relative

@@ -1,5 +1,6 @@
 """Reports: published numbers, provenance, the runner's promises, the index."""
 import json, os, signal, subprocess, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace as Namespace
 import nbformat, numpy as np, pandas as pd, psutil, pytest
@@ -186,6 +187,11 @@ def test_reports_at_once_wait_for_shared_runs_and_for_quiet(jobs):
     if jobs == 1: assert all(b == {n} for n, b in beside.items()) and began == list(specs)
     else: assert began[0] == 'long' and began[-1] == 'timed'
     if jobs == 4: assert 'third' in beside['second']
+
+
+def test_hashes_are_found_in_many_threads():
+    source = '\n'.join(f'from jepa.{m} import *' for m in ('pico', 'recipe', 'view', 'infer', 'report'))
+    with ThreadPoolExecutor(8) as pool: assert len({str(h) for h in pool.map(lambda _: code_of(source), range(40))}) == 1
 
 
 def test_an_error_stops_the_reports_beside_it():
