@@ -7,7 +7,7 @@ from jepa.data import Augment
 from jepa.masks import Future, MultiBlock, RandomTokens, RandomTube
 from jepa.objective import Objective
 from jepa.predictor import PredictorConfig
-from jepa.recipe import PROBES, VARIANTS, few_labels, frozen_features, motion_videos, position_share, recipe_config
+from jepa.recipe import PROBES, VARIANTS, few_labels, frozen_features, motion_videos, position_share, recipe_config, step_seconds
 from jepa.train import pretrain, run_folder
 
 TEACHER = dict(target_layers=4)
@@ -65,7 +65,7 @@ def one(question, name, changes, epochs, seed, videos, looks):
         encoder = run.model().target_encoder if epoch else run.untrained().encoder.eval()
         trained = run.metrics.seconds.sum() if epoch else 0.
         meters = run.meters.iloc[-1].round(4).to_dict() if epoch == epochs else {}
-        rows.append(dict(question=question, name=name, seed=seed, epochs=epochs, epoch=epoch, seconds=round(trained, 1), n=len(asked),
+        rows.append(dict(question=question, name=name, seed=seed, epochs=epochs, epoch=epoch, steps=epoch*(len(known)//config.batch_size), seconds=round(trained, 1), n=len(asked),
                          **look(run, known, asked, probes, encoder), **{k: v for k, v in meters.items() if k != 'epoch'}))
     own = load_settings().runs/f'search-{run_folder(config, known).name}' # removed below; runs of reports are not touched
     run = pretrain(config, known, own, on_epoch=at, progress=False)
@@ -89,10 +89,22 @@ def search(epochs=6, seeds=1, out='data/recipe_search.csv', only='', say=print):
                 say(f'{name}, seed {seed}: {json.dumps(rows[-1])} ({time.monotonic() - start:.0f} s)', flush=True)
 
 
+def clock(out='data/recipe_search.csv', say=print):
+    "Put into the table what a step of every variant takes on one core, measured in turn: `seconds` of a run also hold what else the machine did"
+    table, changes = pd.read_csv(out), {name: c for answers in SEARCH.values() for name, c in answers.items()}
+    cost = step_seconds({name: recipe_config(1, **changes[name]) for name in dict.fromkeys(table.name)}, rounds=15)
+    table['step_seconds'] = table.name.map(cost).round(4)
+    with write_beside(out) as temporary: table.to_csv(temporary, index=False)
+    say(table.drop_duplicates('name')[['name', 'step_seconds']].to_string(index=False))
+
+
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--epochs', type=int, default=6)
     parser.add_argument('--seeds', type=int, default=1)
     parser.add_argument('--only', default='', help='names that hold this text')
     parser.add_argument('--out', default='data/recipe_search.csv')
-    search(**vars(parser.parse_args()))
+    parser.add_argument('--clock', action='store_true', help='make no run; measure what a step of those in the table takes')
+    given = vars(parser.parse_args())
+    if given.pop('clock'): clock(given['out'])
+    else: search(**given)

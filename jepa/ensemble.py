@@ -311,7 +311,7 @@ class ChangeOverTime(nn.Module):
 # %% ../nbs/11_ensemble.ipynb #c80038e5
 def head_width(head) -> int:
     "Width of the tokens that a head reads"
-    return head.linear.in_features if isinstance(head, AttentiveClassifier) else head.norm.normalized_shape[0]
+    return head.linear.in_features if isinstance(head, AttentiveClassifier) else head.dim
 
 def _heads_of(head) -> int: return head.pooler.cross_attention_block.xattn.num_heads if isinstance(head, AttentiveClassifier) else 0
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['targets_of', 'regularisers', 'normalise_features', 'prediction_loss', 'variance_regulariser', 'Objective', 'vicreg',
            'sigreg', 'mean_of_layers', 'JepaOutput', 'Jepa', 'feature_std', 'rankme', 'mean_cosine', 'nearest_context',
-           'trivial_ratios', 'knn_accuracy', 'meters']
+           'trivial_ratios', 'knn_accuracy', 'knn_chance', 'meters']
 
 # %% ../nbs/07_objective.ipynb #c6b293fc
 import copy, math
@@ -205,6 +205,16 @@ def knn_accuracy(
     votes = labels[similarity.topk(min(k, len(x) - 1)).indices]
     counts = F.one_hot(votes, int(labels.max()) + 1).sum(1)
     return int((counts.argmax(1) == labels).sum()), len(x)
+
+# %% ../nbs/07_objective.ipynb #e1176211
+def knn_chance(
+    labels,          # (n,)
+    k:int=10,
+    draws:int=200, seed:int=0
+)->float: # share of right answers
+    "Accuracy of `knn_accuracy` on random vectors, mean over draws; below 1/classes, because a clip is not its own neighbour"
+    labels = torch.as_tensor(labels)
+    return sum(right/n for right, n in (knn_accuracy(torch.randn(len(labels), 32, generator=generator(seed, 'chance', i)), labels, k) for i in range(draws)))/draws
 
 # %% ../nbs/07_objective.ipynb #d0bcbcf6
 @torch.no_grad()

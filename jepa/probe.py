@@ -155,6 +155,7 @@ class ProbeConfig(Config):
     weight_decay: float = 0.01
     num_heads: int = 0        # attentive: 0 = as many as the encoder has
     depth: int = 1            # attentive: 1 + self-attention blocks
+    norm: bool = True         # linear, mlp: normalise the mean token first (pico-JEPA does not)
     output_projection: bool = True # attentive: apply `xattn.proj`
     neighbours: int = 10      # knn
     C: float = 1.             # logistic: inverse strength of the penalty
@@ -164,7 +165,7 @@ class MeanHead(nn.Module):
     "Mean over tokens, normalised or not (pico-JEPA), then a linear layer or an MLP"
     def __init__(self, dim:int, num_classes:int, hidden:int=0, norm:bool=True):
         super().__init__()
-        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
+        self.dim, self.norm = dim, nn.LayerNorm(dim) if norm else nn.Identity()
         self.head = Mlp(dim, hidden, num_classes) if hidden else nn.Linear(dim, num_classes)
         self.apply(init_weights)
 
@@ -173,7 +174,7 @@ class MeanHead(nn.Module):
 def make_head(config:ProbeConfig, dim:int, num_heads:int, num_classes:int) -> nn.Module:
     "The trainable head of an attentive, linear or MLP probe"
     if config.kind == 'attentive': return AttentiveClassifier(dim, config.num_heads or num_heads, num_classes, config.depth, config.output_projection)
-    if config.kind in ('linear', 'mlp'): return MeanHead(dim, num_classes, hidden=4*dim if config.kind == 'mlp' else 0)
+    if config.kind in ('linear', 'mlp'): return MeanHead(dim, num_classes, hidden=4*dim if config.kind == 'mlp' else 0, norm=config.norm)
     raise ValueError(f"a '{config.kind}' probe has no trainable head; use attentive, linear or mlp")
 
 # %% ../nbs/10_probe.ipynb #e05c191e
@@ -443,7 +444,7 @@ def save_probe(
     path, head = Path(path), probe.model
     if not isinstance(head, nn.Module): raise ValueError(f"a '{probe.config.kind}' probe is scikit-learn's and has no tensors; keep it with joblib")
     if path.suffix != '.safetensors': raise ValueError(f'{path.name}: our probes end in .safetensors')
-    dim, heads = (head.pooler.query_tokens.shape[-1], head.pooler.cross_attention_block.xattn.num_heads) if probe.config.kind == 'attentive' else (head.norm.normalized_shape[0], 0)
+    dim, heads = (head.pooler.query_tokens.shape[-1], head.pooler.cross_attention_block.xattn.num_heads) if probe.config.kind == 'attentive' else (head.dim, 0)
     described = dict(kind='probe', config=probe.config.to_dict(), dim=dim, num_heads=heads, classes=probe.classes, more=more)
     with write_beside(path) as temporary: save_file({n: t.detach().cpu().contiguous() for n, t in head.state_dict().items()}, temporary, metadata=dict(jepa=json.dumps(described)))
     return path

@@ -172,11 +172,11 @@ def made_from(
     "Hashes of everything a report depends on; equal hashes mean that it need not be made again"
     nb = _read_notebook(folder/spec.notebook)
     source = _python(nb)
-    papers = {p.stem: short_hash(p.read_text()) for p in sorted((_root/'data'/'papers').glob('*.csv')) if re.search(rf"\b{p.stem}\b", source)}
+    tables = {p.stem: short_hash(p.read_text()) for p in sorted([*(_root/'data').glob('*.csv'), *(_root/'data'/'papers').glob('*.csv')]) if re.search(rf"\b{p.stem}\b", source)}
     data = {k: h for k, v in params.items() if (h := _data_hash(v, folder))}
     versions = {p: metadata.version(p).split('+')[0] for p in ('torch', 'timm')}
     return dict(notebook=short_hash([[c.cell_type, c.source] for c in nb.cells]), code=short_hash(code_of(source)), parameters=short_hash(params),
-                promise=short_hash(spec.checks), papers=short_hash(papers), data=short_hash(data), versions=short_hash(versions))
+                promise=short_hash(spec.checks), tables=short_hash(tables), data=short_hash(data), versions=short_hash(versions))
 
 # %% ../nbs/14_report.ipynb #efa204f2
 def notebook_parameters(
