@@ -112,7 +112,7 @@ def choose_penalty(
 
 # %% ../nbs/24_many.ipynb #f7f44323
 def wide_recipe(
-    width:int, epochs:int=12, seed:int=0, depth:int=4,
+    width:int, epochs:int=24, seed:int=0, depth:int=4,
     hidden:int=0, # of the encoder's MLPs; 0: four times the width
     **changes     # of `recipe_config`
 )->TrainConfig:

@@ -34,7 +34,7 @@ def motion_videos(
 
 # %% ../nbs/23_recipe.ipynb #07d915d7
 def recipe_config(
-    epochs:int=12, seed:int=0, size:str='micro', num_frames:int=8, stride:int=2, pixels:int=48, batch_size:int=16, positions:str='rope',
+    epochs:int=24, seed:int=0, size:str='micro', num_frames:int=8, stride:int=2, pixels:int=48, batch_size:int=16, positions:str='rope',
     **changes # any field of `TrainConfig`
 )->TrainConfig:
     "Pretraining that learns motion in minutes on two cores"
