@@ -1,5 +1,5 @@
 """Kinetics from its public archives (CVDF), or video by video from YouTube"""
-import csv, os, re, shutil, subprocess, sys, tarfile, tempfile, urllib.error, urllib.request, zlib
+import csv, gzip, os, re, shutil, subprocess, sys, tarfile, tempfile, urllib.error, urllib.request, zlib
 from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
@@ -40,19 +40,21 @@ def length(url) -> int:
     except (urllib.error.URLError, OSError) as e: raise DownloadError(f'{url}: {getattr(e, "reason", e)}') from None
 
 def unpack(archive, out) -> int:
-    "Videos of a tar.gz, each under its own name without folders; what is there and complete is kept"
-    n = 0
+    "Videos of a tar.gz, each under its own name without folders; what is there and complete is kept. Its checksum is read, too: damage can look like an early end"
+    n, written = 0, []
     try:
-        with tarfile.open(archive) as tar:
+        with gzip.open(archive) as whole, tarfile.open(fileobj=whole, mode='r:') as tar:
             for m in tar:
                 name = Path(m.name).name
                 if not m.isfile() or name.startswith('.') or Path(name).suffix.lower() not in video_suffixes: continue
                 target, n = Path(out)/name, n + 1
                 if target.exists() and target.stat().st_size == m.size: continue
                 with write_beside(target) as temporary, tar.extractfile(m) as source, open(temporary, 'wb') as f: shutil.copyfileobj(source, f)
+                written.append(target)
+            while whole.read(2**20): pass
     except (tarfile.TarError, EOFError, zlib.error, OSError) as e:
         if isinstance(e, OSError) and e.errno: raise # the disk, not the archive
-        Path(archive).unlink()
+        for path in [Path(archive), *written]: path.unlink(missing_ok=True)
         raise DownloadError(f'{archive} is damaged ({e}) and was removed; the same command fetches it again') from None
     return n
 

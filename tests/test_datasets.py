@@ -237,6 +237,11 @@ def test_fetch_that_goes_wrong(cvdf, tmp_path, monkeypatch):
     good = cvdf.files['/kinetics/700_2020/val/part_1.tar.gz']
     cvdf['kinetics/700_2020/val/part_1.tar.gz'] = good[:len(good)//2] + bytes(len(good)//2) # arrives whole, is damaged
     with pytest.raises(DownloadError, match='is damaged'): go()
+    videos = lambda: len(list((tmp_path/'k'/'val').glob('*.mp4')))
+    before = videos()
+    cvdf['kinetics/700_2020/val/part_1.tar.gz'] = good[:-8] + bytes(8) # unpacks, but its checksum is wrong: nothing of it is kept
+    with pytest.raises(DownloadError, match='is damaged'): go()
+    assert videos() == before > 0
     assert not list(tmp_path.rglob('*.tar.gz')) and (tmp_path/'k'/'.archives'/'val_0.done').exists()
     cvdf.announce = 10
     with pytest.raises(DownloadError, match='bytes, .* were expected'): go() # a wrong length
@@ -244,7 +249,7 @@ def test_fetch_that_goes_wrong(cvdf, tmp_path, monkeypatch):
     del cvdf.files['/kinetics/700_2020/val/part_1.tar.gz']
     with pytest.raises(DownloadError, match='404'): go()
     cvdf['kinetics/700_2020/val/part_1.tar.gz'] = good
-    assert go() == {1: 3}
+    assert go() == {1: 3} and videos() == before + 3
     cvdf.stop()
     with pytest.raises(DownloadError, match='refused'): fetch('kinetics700', 'val', tmp_path/'new', base=cvdf.base, progress=False)
 
