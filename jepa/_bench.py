@@ -8,10 +8,10 @@ from jepa.core import generator, load_settings, machine, seeded
 from jepa.data import Augment, Clips, build_cache, loader, read_manifest
 from jepa.encoder import Attention, Encoder, encoder_config
 from jepa.infer import Classifier, classify
-from jepa.masks import sample_masks
 from jepa.pico import pico_config
 from jepa.probe import Features, ProbeConfig, fit_probe, make_head
-from jepa.train import TrainConfig, make_accelerator, make_optimizer, new_jepa, train_step
+from jepa.recipe import step_timer
+from jepa.train import TrainConfig, make_accelerator, new_jepa
 from jepa.video import VideoError
 
 
@@ -35,6 +35,11 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**30 if psutil.MACOS else 2**20)
 
 
+def half_precision(m):
+    "What the machine computes matrix products in, where that is not float32"
+    return dict(bfloat16=torch.bfloat16, float16=torch.float16).get(m.precision)
+
+
 def matmul_ceiling(device, dtype, side=4096, repeats=5):
     "The best rate of a large matrix product, FLOP/s"
     a = torch.randn(side, side, device=device, dtype=dtype)
@@ -42,37 +47,23 @@ def matmul_ceiling(device, dtype, side=4096, repeats=5):
     return 2*side**3/min(_seconds(lambda: a @ a, device) for _ in range(repeats))
 
 
-def step_flops(jepa, optimizer, clip, masks, values):
-    "Floating-point operations of one training step, counted by torch"
-    from torch.utils.flop_counter import FlopCounterMode
-    with FlopCounterMode(display=False) as counter: train_step(jepa, optimizer, clip, masks, values)
-    return counter.get_total_flops()
-
-
 def bench_step(m, config, batch_size, repeats=3):
     "One training step our way and as the published code computes it: float32 with fused attention"
-    jepa = new_jepa(config).to(m.device).train()
-    optimizer, values = make_optimizer(jepa, predictor_lr_factor=config.predictor_lr_factor), config.plan(100).at(0)
-    e = config.encoder
-    clip = torch.randn(batch_size, 3, e.num_frames, e.height, e.width, generator=generator(0, 'bench')).to(m.device)
-    draws = [sample_masks(config.masks, e.grid, batch_size, generator(0, 'bench masks', r)) for r in range(51)]
-    tokens = lambda masks: sum(p.context_ids.shape[1] + p.target_ids.shape[1] for p in masks)
-    masks = [p.to(m.device) for p in sorted(draws, key=tokens)[25]] # masks of median size, the same for every step
-    half = dict(bfloat16=torch.bfloat16, float16=torch.float16).get(m.precision)
-    ways = {'ours': ('auto', half), 'float32, fused attention': (True, None)}
-    seconds, memory = {name: [] for name in ways}, {}
+    from torch.utils.flop_counter import FlopCounterMode
+    config, memory, steps = config.replace(batch_size=batch_size), {}, {}
+    ways = {'ours': ('auto', None), 'float32, fused attention': (True, nullcontext)}
     def step(name):
-        Attention.fused, dtype = ways[name]
-        with torch.autocast(m.device.type, dtype) if dtype else nullcontext(): train_step(jepa, optimizer, clip, masks, values)
+        Attention.fused = ways[name][0]
+        return steps[name]()
     try:
-        for name in ways: # warm-up; ours first, so that its peak memory is its own
+        for name, (_, autocast) in ways.items(): # warm-up; ours first, so that its peak memory is its own
+            steps[name] = step_timer(config, m, autocast)
             step(name)
             memory[name] = peak_memory(m.device)
-        for r in range(repeats):
-            for name in ways: seconds[name].append(_seconds(lambda: step(name), m.device))
+        seconds = [{name: step(name) for name in ways} for _ in range(repeats)]
+        with FlopCounterMode(display=False) as counter: step('ours')
     finally: Attention.fused = 'auto'
-    flops = step_flops(jepa, optimizer, clip, masks, values)
-    return {n: statistics.median(s) for n, s in seconds.items()}, flops, memory['ours'], half or torch.float32
+    return {n: statistics.median(s[n] for s in seconds) for n in ways}, counter.get_total_flops(), memory['ours'], half_precision(m) or torch.float32
 
 
 def bench_probe(m, repeats=3, clips=320):

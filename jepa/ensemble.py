@@ -6,7 +6,7 @@
 __all__ = ['RULES', 'stratified_parts', 'Member', 'vote_counts', 'ties', 'make_combiner', 'Ensemble', 'any_right',
            'training_compute', 'disagreement', 'q_statistic', 'diversity', 'certainty', 'calibration_bins', 'ece',
            'brier', 'plot_calibration', 'verdict', 'compare', 'ImageConfig', 'ImageEncoder', 'ChangeOverTime',
-           'head_width', 'save_ensemble', 'load_ensemble']
+           'save_ensemble', 'load_ensemble']
 
 # %% ../nbs/11_ensemble.ipynb #99354581
 import itertools, math
@@ -309,17 +309,11 @@ class ChangeOverTime(nn.Module):
         return self.encoder(clip).unflatten(1, (self.encoder.config.grid.T, -1)).std(1, unbiased=False)
 
 # %% ../nbs/11_ensemble.ipynb #c80038e5
-def head_width(head) -> int:
-    "Width of the tokens that a head reads"
-    return head.linear.in_features if isinstance(head, AttentiveClassifier) else head.dim
-
-def _heads_of(head) -> int: return head.pooler.cross_attention_block.xattn.num_heads if isinstance(head, AttentiveClassifier) else 0
-
 def _member_state(name, probe):
     "One member as tensors and plain values"
     if not isinstance(probe.model, nn.Module): raise ValueError(f"member '{name}' is a '{probe.config.kind}' probe, which has no tensors to save; use linear, mlp or attentive")
     state = {k: v.cpu() for k, v in probe.model.state_dict().items()}
-    return dict(name=name, config=probe.config.to_dict(), dim=head_width(probe.model), num_heads=_heads_of(probe.model), state=state)
+    return dict(name=name, config=probe.config.to_dict(), dim=head_width(probe.model), num_heads=attention_heads(probe.model), state=state)
 
 def _encoder_state(e):
     "An encoder as tensors and plain values"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AS_PUBLISHED', 'PICO_ACTIONS', 'PARTS', 'PublishedTube', 'published_tube', 'PicoConfig', 'pico_config',
-           'PicoPredictor', 'set_dropout', 'Pico', 'pico_videos', 'pool_change', 'pico_features', 'pico_heads',
-           'pico_table2', 'draw_ensemble', 'load_pico', 'PicoClassifier']
+           'PicoPredictor', 'Dropout', 'faster_dropout', 'set_dropout', 'Pico', 'pico_videos', 'pool_change',
+           'pico_features', 'pico_heads', 'pico_table2', 'draw_ensemble', 'load_pico', 'PicoClassifier']
 
 # %% ../nbs/21_pico.ipynb #93dbd4f3
 from dataclasses import dataclass
@@ -115,6 +115,20 @@ def _fresh(predictor:PicoPredictor):
     for p in predictor.transformer_decoder.parameters():
         if p.ndim > 1: nn.init.xavier_uniform_(p)
 
+# %% ../nbs/21_pico.ipynb #64198437
+class Dropout(nn.Dropout):
+    "PyTorch's; on a processor four numbers share a random word, so `p` is a multiple of 2**-16"
+    def forward(self, x): # any shape -> the same
+        if x.device.type != 'cpu' or not (self.training and 0 < self.p < 1): return super().forward(x)
+        bits = torch.empty((x.numel() + 3)//4, dtype=torch.int64).random_(-2**63, None).view(torch.int16)[:x.numel()].view(x.shape)
+        dropped = round(self.p*2**16)
+        return x*(bits >= dropped - 2**15).to(x.dtype).mul_(2**16/(2**16 - dropped))
+
+def faster_dropout(module:nn.Module):
+    "Put ours where PyTorch's was, for `Module.apply`"
+    for name, child in module.named_children():
+        if type(child) is nn.Dropout: setattr(module, name, Dropout(child.p))
+
 # %% ../nbs/21_pico.ipynb #bf99a8a6
 def set_dropout(encoder:Encoder, p:float):
     "Dropout after attention and in the MLP of every block"
@@ -128,6 +142,7 @@ class Pico(Jepa):
         self.predictor = PicoPredictor(config.predictor, config.encoder, config.dropout)
         _fresh(self.predictor)
         for encoder in (self.encoder, self.target_encoder): set_dropout(encoder, config.dropout)
+        self.apply(faster_dropout)
 
     def train(self, mode=True):
         super().train(mode)

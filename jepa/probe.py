@@ -6,7 +6,7 @@
 __all__ = ['fingerprint', 'clips_key', 'Features', 'features', 'CrossAttention', 'CrossAttentionBlock', 'AttentivePooler',
            'AttentiveClassifier', 'ProbeConfig', 'MeanHead', 'make_head', 'Probe', 'Evaluation', 'decay_groups',
            'fit_probe', 'plot_curves', 'plot_confusion', 'finetune', 'paired_difference', 'LoadedProbe', 'load_probe',
-           'probe_heads', 'save_probe']
+           'probe_heads', 'head_width', 'attention_heads', 'save_probe']
 
 # %% ../nbs/10_probe.ipynb #5321f608
 import hashlib, json, math
@@ -435,6 +435,14 @@ def _load_pico(path, content, encoder_config):
                    f'the file also holds the encoder: load_checkpoint({Path(path).name!r})')
 
 # %% ../nbs/10_probe.ipynb #b81faa6c
+def head_width(head) -> int:
+    "Width of the tokens that a head reads"
+    return head.linear.in_features if isinstance(head, AttentiveClassifier) else head.dim
+
+def attention_heads(head) -> int:
+    "Attention heads of an attentive head; 0 for others"
+    return head.pooler.cross_attention_block.xattn.num_heads if isinstance(head, AttentiveClassifier) else 0
+
 def save_probe(
     path,        # ends in .safetensors
     probe:Probe, # attentive, linear or mlp
@@ -444,8 +452,7 @@ def save_probe(
     path, head = Path(path), probe.model
     if not isinstance(head, nn.Module): raise ValueError(f"a '{probe.config.kind}' probe is scikit-learn's and has no tensors; keep it with joblib")
     if path.suffix != '.safetensors': raise ValueError(f'{path.name}: our probes end in .safetensors')
-    dim, heads = (head.pooler.query_tokens.shape[-1], head.pooler.cross_attention_block.xattn.num_heads) if probe.config.kind == 'attentive' else (head.dim, 0)
-    described = dict(kind='probe', config=probe.config.to_dict(), dim=dim, num_heads=heads, classes=probe.classes, more=more)
+    described = dict(kind='probe', config=probe.config.to_dict(), dim=head_width(head), num_heads=attention_heads(head), classes=probe.classes, more=more)
     with write_beside(path) as temporary: save_file({n: t.detach().cpu().contiguous() for n, t in head.state_dict().items()}, temporary, metadata=dict(jepa=json.dumps(described)))
     return path
 

@@ -67,15 +67,24 @@ def position_share(
 
 # %% ../nbs/23_recipe.ipynb #1f715400
 def step_timer(
-    config:TrainConfig
-): # a function: makes a training step on a batch of noise and returns its seconds
-    "A clock for one method; the first call also warms up"
-    jepa, clip, pairs = new_jepa(config).train(), torch.randn(config.batch_size, 3, config.clip.num_frames, config.clip.size, config.clip.size), sample_masks(config.masks, config.encoder.grid, config.batch_size, generator(0, 'time'))
-    optimizer, accelerator = make_optimizer(jepa), make_accelerator()
-    jepa, clip = jepa.to(accelerator.device), clip.to(accelerator.device)
+    config:TrainConfig,
+    m:Machine=None, # as `settings.ini` says by default
+    autocast=None   # makes a context for the step; by default that of the machine's precision
+): # a function: makes a training step and returns its seconds
+    "A clock for one method, on a batch of noise with masks of median size; the first call also warms up"
+    e, accelerator = config.encoder, make_accelerator(m)
+    device, tokens = accelerator.device, lambda pairs: sum(p.context_ids.shape[1] + p.target_ids.shape[1] for p in pairs)
+    jepa = new_jepa(config).to(device).train()
+    optimizer, values = make_optimizer(jepa, predictor_lr_factor=config.predictor_lr_factor), config.plan(10).at(5)
+    clip = torch.randn(config.batch_size, 3, e.num_frames, e.height, e.width, generator=generator(0, 'time')).to(device)
+    draws = [sample_masks(config.masks, e.grid, config.batch_size, generator(0, 'time', i)) for i in range(51)]
+    pairs = [p.to(device) for p in sorted(draws, key=tokens)[25]]
+    wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
     def step():
+        wait()
         start = time.perf_counter()
-        with accelerator.autocast(): train_step(jepa, optimizer, clip, pairs, config.plan(10).at(5))
+        with (autocast or accelerator.autocast)(): train_step(jepa, optimizer, clip, pairs, values)
+        wait()
         return time.perf_counter() - start
     return step
 
