@@ -35,11 +35,6 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**30 if psutil.MACOS else 2**20)
 
 
-def half_precision(m):
-    "What the machine computes matrix products in, where that is not float32"
-    return dict(bfloat16=torch.bfloat16, float16=torch.float16).get(m.precision)
-
-
 def matmul_ceiling(device, dtype, side=4096, repeats=5):
     "The best rate of a large matrix product, FLOP/s"
     a = torch.randn(side, side, device=device, dtype=dtype)
@@ -51,6 +46,7 @@ def bench_step(m, config, batch_size, repeats=3):
     "One training step our way and as the published code computes it: float32 with fused attention"
     from torch.utils.flop_counter import FlopCounterMode
     config, memory, steps = config.replace(batch_size=batch_size), {}, {}
+    dtype = dict(bfloat16=torch.bfloat16, float16=torch.float16).get(m.precision, torch.float32)
     ways = {'ours': ('auto', None), 'float32, fused attention': (True, nullcontext)}
     def step(name):
         Attention.fused = ways[name][0]
@@ -63,7 +59,7 @@ def bench_step(m, config, batch_size, repeats=3):
         seconds = [{name: step(name) for name in ways} for _ in range(repeats)]
         with FlopCounterMode(display=False) as counter: step('ours')
     finally: Attention.fused = 'auto'
-    return {n: statistics.median(s[n] for s in seconds) for n in ways}, counter.get_total_flops(), memory['ours'], half_precision(m) or torch.float32
+    return {n: statistics.median(s[n] for s in seconds) for n in ways}, counter.get_total_flops(), memory['ours'], dtype
 
 
 def bench_probe(m, repeats=3, clips=320):

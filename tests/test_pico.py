@@ -4,12 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from jepa.core import generator, repo_root, seeded
 from jepa.encoder import EncoderConfig
 from jepa.masks import Grid, MaskPair, RandomTube, sample_masks
 from jepa.objective import nearest_context
-from jepa.pico import (PICO_ACTIONS, PicoClassifier, Pico, PublishedTube, load_pico, pico_config, pico_heads, pico_videos, pool_change)
+from jepa.pico import (PICO_ACTIONS, Dropout, PicoClassifier, Pico, PublishedTube, load_pico, pico_config, pico_heads, pico_videos, pool_change)
 from jepa.predictor import PredictorConfig
 from jepa.probe import Features, ProbeConfig
 from jepa.train import TrainConfig, make_optimizer, new_jepa, pretrain, train_step
@@ -130,6 +131,26 @@ def test_dropout_reaches_the_target_only_as_published():
         pico, (clip, _) = new_jepa(config).train(), inputs(config)
         with seeded(0): same = pico.target(clip).equal(pico.target(clip))
         assert same == (form == 'described') and pico.eval().target(clip).equal(pico.target(clip))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_dropout_keeps_the_mean_and_drops_the_same_numbers_backwards(dtype):
+    drop, x = Dropout(.1), torch.ones(701, 803, dtype=dtype, requires_grad=True) # no multiple of four
+    with seeded(0): y = drop(x)
+    y.sum().backward()
+    zeros = y == 0
+    assert abs(zeros.float().mean() - .1) < .002 and y.dtype == dtype and y[~zeros].unique().numel() == 1
+    assert torch.isclose(y[~zeros][0].float(), torch.tensor(1/.9), rtol=1e-2 if dtype == torch.bfloat16 else 1e-4) and x.grad.equal(y)
+    with seeded(0): assert drop(x).equal(y)
+    assert drop.eval()(x).equal(x) and Dropout(0.)(x).equal(x) and not Dropout(1.)(x).any()
+
+
+def test_every_dropout_of_pico_is_the_fast_one_and_adds_no_weights():
+    pico = new_jepa(pico_config(**SMALL))
+    assert not [n for n, m in pico.named_modules() if type(m) is nn.Dropout]
+    layer, block = pico.predictor.transformer_decoder.layers[0], pico.encoder.blocks[0]
+    assert {m.p for m in (layer.dropout, layer.dropout1, layer.dropout2, layer.dropout3, block.attn.proj_drop, block.mlp.drop1, block.mlp.drop2)} == {.1}
+    assert not [n for n in pico.state_dict() if 'drop' in n]
 
 
 def test_loss_is_the_mean_squared_error_and_gradients_reach_all_that_learns():
