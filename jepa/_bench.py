@@ -1,5 +1,5 @@
 """`make bench`: what a training step, decoding and the cache cost on this machine. Medians of interleaved repeats in one run."""
-import statistics, tempfile, time
+import statistics, tempfile
 from contextlib import nullcontext
 from pathlib import Path
 import numpy as np, psutil, torch
@@ -11,20 +11,8 @@ from jepa.infer import Classifier, classify
 from jepa.pico import pico_config
 from jepa.probe import Features, ProbeConfig, fit_probe, make_head
 from jepa.recipe import step_timer
-from jepa.train import TrainConfig, make_accelerator, new_jepa
+from jepa.train import TrainConfig, make_accelerator, new_jepa, seconds_of
 from jepa.video import VideoError
-
-
-def _wait(device):
-    if device.type == 'cuda': torch.cuda.synchronize()
-
-
-def _seconds(work, device):
-    _wait(device)
-    start = time.perf_counter()
-    work()
-    _wait(device)
-    return time.perf_counter() - start
 
 
 def peak_memory(device):
@@ -39,7 +27,7 @@ def matmul_ceiling(device, dtype, side=4096, repeats=5):
     "The best rate of a large matrix product, FLOP/s"
     a = torch.randn(side, side, device=device, dtype=dtype)
     a @ a
-    return 2*side**3/min(_seconds(lambda: a @ a, device) for _ in range(repeats))
+    return 2*side**3/min(seconds_of(lambda: a @ a, device) for _ in range(repeats))
 
 
 def bench_step(m, config, batch_size, repeats=3):
@@ -70,10 +58,10 @@ def bench_probe(m, repeats=3, clips=320):
     def encode():
         with torch.inference_mode(), make_accelerator(m).autocast(): return encoder(clip)
     encode()
-    encoding = statistics.median(_seconds(encode, m.device) for _ in range(repeats))
+    encoding = statistics.median(seconds_of(encode, m.device) for _ in range(repeats))
     tokens = torch.randn(clips, 1, e.grid.tokens, e.embed_dim, generator=generator(0, 'bench tokens')).half().numpy()
     x = Features(tokens, np.arange(clips) % 4, list('abcd'))
-    fit = lambda epochs: _seconds(lambda: fit_probe(ProbeConfig('linear', epochs=epochs, batch_size=10), x, progress=False), m.device)
+    fit = lambda epochs: seconds_of(lambda: fit_probe(ProbeConfig('linear', epochs=epochs, batch_size=10), x, progress=False), m.device)
     later = statistics.median(fit(3) - fit(1) for _ in range(repeats))/2
     return encoding*clips/10, later, clips
 
@@ -94,7 +82,7 @@ def bench_infer(m, repeats=3):
         work['alone']()
         seconds = {name: [] for name in work}
         for r in range(repeats):
-            for name, job in work.items(): seconds[name].append(_seconds(job, m.device))
+            for name, job in work.items(): seconds[name].append(seconds_of(job, m.device))
     return {name: 40/statistics.median(s) for name, s in seconds.items()} # 5 batches of 8; 20 videos, 2 segments each
 
 
@@ -108,9 +96,9 @@ def bench_clips(config=TrainConfig(), repeats=3, per_class=12):
         rates = {name: [] for name in ways}
         for r in range(repeats):
             for name, clips in ways.items():
-                start = time.perf_counter()
-                n = sum(len(b['clip']) for b in loader(clips, 4, epoch=r))
-                rates[name].append(n/(time.perf_counter() - start))
+                seen = []
+                took = seconds_of(lambda: seen.extend(len(b['clip']) for b in loader(clips, 4, epoch=r)))
+                rates[name].append(sum(seen)/took)
     return {n: statistics.median(r) for n, r in rates.items()}
 
 

@@ -128,7 +128,7 @@ def write_index(tier, folder, states):
     machines = sorted({f"{m['processor']}, {m['cores']} cores, {m['device']}, {m['precision']}" for m in (p['machine'] for p in made)})
     counts = {w: sum(r.status == s for r in states) for s, w in WORDS.items()}
     facts = {'Tier': tier, 'Reports': ', '.join(f'{n} {w}' for w, n in counts.items() if n), 'Machine': '; '.join(machines) or 'none yet',
-             'Made': max((p['started'][:10] for p in made), default='–'), 'Total time': span(sum(p.get('run_seconds', p['seconds']) for p in made))}
+             'Made': max((p['started'][:10] for p in made), default='–'), 'Times, summed': span(sum(p.get('run_seconds', p['seconds']) for p in made))}
     listing = ''.join(f'<div><dt>{k}</dt><dd>{esc(v)}</dd></div>' for k, v in facts.items())
     lead = 'The tables and figures of the nano-JEPA and pico-JEPA papers, made again: what the papers print beside what this machine measured, with n and 95 % Wilson intervals.'
     body = (f'<header><div><h1>Reports of jepa</h1><p class="lead">{lead}</p><dl class="facts">{listing}</dl></div></header><main>'

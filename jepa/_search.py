@@ -1,4 +1,4 @@
-"""`python -m jepa._search`: the runs behind the recipe, one change each, into a table; runs that are there already are not made again"""
+"""`python -m jepa._search`: the runs behind the recipe, one change each of where it started, into a table; runs that are there already are not made again"""
 import argparse, json, shutil, tempfile, time
 from pathlib import Path
 import pandas as pd
@@ -10,10 +10,11 @@ from jepa.predictor import PredictorConfig
 from jepa.recipe import PROBES, VARIANTS, few_labels, frozen_features, motion_videos, position_share, recipe_config, step_seconds
 from jepa.train import pretrain, run_folder
 
+START = dict(predictor=PredictorConfig(embed_dim=64, depth=2)) # half as wide as the recipe's, whose width this search found
 TEACHER = dict(target_layers=4)
-# question -> answers -> changes of `recipe_config`
+# question -> answers -> changes of the start
 SEARCH = {
-    'the recipe and its parts': VARIANTS,
+    'the start and its parts': {'the start': {}, **{name: changes for name, changes in VARIANTS.items() if changes}},
     'objective': {
         'VICReg, weight 0.05': dict(objective=Objective('vicreg', weight=.05)),
         'VICReg, weight 0.2': dict(objective=Objective('vicreg', weight=.2)),
@@ -39,7 +40,7 @@ SEARCH = {
         'EMA 0.9 to 1': dict(ema=(.9, 1.)), 'EMA 0.998 to 1': dict(ema=(.998, 1.)), 'EMA 0.99 throughout': dict(ema=(.99, .99))},
     'predictor': {
         'depth 1': dict(predictor=PredictorConfig(embed_dim=64, depth=1)), 'depth 4': dict(predictor=PredictorConfig(embed_dim=64, depth=4)),
-        'width 32': dict(predictor=PredictorConfig(embed_dim=32, depth=2)), 'width 128': dict(predictor=PredictorConfig(embed_dim=128, depth=2)), 'width 256': dict(predictor=PredictorConfig(embed_dim=256, depth=2)),
+        'width 32': dict(predictor=PredictorConfig(embed_dim=32, depth=2)), 'width 128: the recipe': dict(predictor=PredictorConfig(embed_dim=128, depth=2)), 'width 256': dict(predictor=PredictorConfig(embed_dim=256, depth=2)),
         'width 128, and loss on visible tokens': dict(predictor=PredictorConfig(embed_dim=128, depth=2), objective=Objective(context=.5, **TEACHER))},
     'clips': {
         'crops of 30 to 100 %': dict(augment=Augment(train=True, scale=(.3, 1.), flip=False)),
@@ -59,7 +60,7 @@ def look(run, known, asked, probes, encoder):
 def one(question, name, changes, epochs, seed, videos, looks):
     "Rows of one run: after some epochs the linear probe, at the end all probes and meters"
     known, asked = videos.split('train'), videos.split('val')
-    config, rows = recipe_config(epochs, seed, **changes), []
+    config, rows = recipe_config(epochs, seed, **START | changes), []
     def at(run, epoch):
         if epoch not in looks and epoch != epochs: return
         probes = PROBES if epoch == epochs else dict(linear=PROBES['linear'])
@@ -93,7 +94,7 @@ def search(epochs=6, seeds=1, out='data/recipe_search.csv', only='', say=print):
 def clock(out='data/recipe_search.csv', say=print):
     "Put into the table what a step of every variant takes on one core, measured in turn: `seconds` of a run also hold what else the machine did"
     table, changes = pd.read_csv(out), {name: c for answers in SEARCH.values() for name, c in answers.items()}
-    configs = {name: recipe_config(1, **changes[name]) for name in dict.fromkeys(table.name)}
+    configs = {name: recipe_config(1, **START | changes[name]) for name in dict.fromkeys(table.name)}
     table['step_seconds'] = table.name.map(step_seconds(configs, rounds=15)).round(4)
     with write_beside(out) as temporary: table.to_csv(temporary, index=False)
     say(table.drop_duplicates('name')[['name', 'step_seconds']].to_string(index=False))

@@ -145,30 +145,60 @@ def attend(
     "Softmax attention by the kernel that suits device and precision"
     if fused is True or (fused == 'auto' and fused_is_faster(q)):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
-    heads = max(1, 2**24//(q.shape[2]*k.shape[2]*q.element_size())) # whose weights are 16 MiB: they do not leave the processor's cache
-    if heads >= q.shape[0]*q.shape[1]: return _two_products(q, k, v, scale, dropout)
-    parts = zip(*(x.flatten(0, 1).split(heads) for x in (q, k, v)))
-    return torch.cat([_two_products(*part, scale, dropout) for part in parts]).view(*q.shape[:3], -1)
+    (B, H, N, _), threads = q.shape, torch.get_num_threads()
+    heads = math.ceil(2**24/(N*k.shape[2]*v.element_size())/threads)*threads # whose weights are about 16 MiB: they do not leave the processor's cache
+    if dropout or q.is_meta or heads >= B*H: return _two_products(q, k, v, scale, dropout)
+    return _InParts.apply(*(x.to(v.dtype).flatten(0, 1) for x in (q, k, v)), scale, heads).view(B, H, N, -1)
 
-def _two_products(q, k, v, scale, dropout):
+def _two_products(q, k, v, scale, dropout=0.):
     weights = (q*scale) @ k.transpose(-2, -1)
     return F.dropout(weights.softmax(-1, dtype=weights.dtype), dropout, dropout > 0) @ v # named: autocast would choose float32 on a GPU
 
+class _InParts(torch.autograd.Function):
+    "`_two_products` for a few `heads` at a time, its backward pass written out"
+    @staticmethod
+    def forward(ctx, q, k, v, scale, heads): # (B*heads, N, head_dim)
+        ctx.scale, ctx.heads, out, weights = scale, heads, v.new_empty(*q.shape[:2], v.shape[2]), []
+        for o, q_, k_, v_ in zip(*(x.split(heads) for x in (out, q, k, v))):
+            if any(ctx.needs_input_grad) or not weights: weights.append(q.new_empty(len(q_), q.shape[1], k.shape[1]))
+            w = weights[-1][:len(q_)]
+            torch.baddbmm(w, q_, k_.transpose(1, 2), beta=0, alpha=scale, out=w)
+            o.copy_(_times(torch.softmax(w, -1, out=w), v_))
+        ctx.save_for_backward(q, k, v, *weights)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        q, k, v, *weights = ctx.saved_tensors
+        grads = [torch.empty_like(x) for x in (q, k, v)]
+        for w, g, q_, k_, v_, dq, dk, dv in zip(weights, *(x.split(ctx.heads) for x in (grad, q, k, v, *grads))):
+            dv.copy_((g.transpose(1, 2) @ w).transpose(1, 2)) # not w.transpose(1, 2) @ g, which turns the large matrix
+            dw = g @ v_.transpose(1, 2)
+            torch.ops.aten._softmax_backward_data.out(dw, w, -1, w.dtype, grad_input=dw)
+            dq.copy_(_times(dw, k_)).mul_(ctx.scale)
+            dk.copy_((q_.transpose(1, 2) @ dw).transpose(1, 2)).mul_(ctx.scale)
+        return *grads, None, None
+
+def _times(weights, x): # (H, N, M), (H, M, d) -> (H, N, d); padded, because a product of 32 columns is faster than one of 24
+    return (weights @ F.pad(x, (0, -x.shape[-1] % 32)))[..., :x.shape[-1]]
+
 class Attention(TimmAttention):
-    "timm's attention with our choice of kernel; `rotation` turns queries and keys (see RoPE below)"
+    "timm's attention with our choice of kernel; `rotation` turns queries and keys (see RoPE below); only the tokens `keep` ask, all answer"
     fused = 'auto'
 
-    def forward(self, x, rotation=None): # (B, N, D) -> (B, N, D)
+    def forward(self, x, rotation=None, keep=None): # (B, N, D), (B, K) -> (B, N or K, D)
         B, N, D = x.shape
         q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0) # B, heads, N, head_dim
         if rotation is not None: q, k = apply_rot_embed(q, *rotation), apply_rot_embed(k, *rotation)
+        if keep is not None: q = q.gather(2, keep[:, None, :, None].expand(-1, self.num_heads, -1, self.head_dim))
         x = attend(q, k, v, self.scale, self.fused, self.attn_drop.p if self.training else 0.)
-        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(B, N, D)))
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
 
 class Block(TimmBlock):
-    "timm's block; hands the rotation to its attention"
-    def forward(self, x, rotation=None): # (B, N, D) -> (B, N, D)
-        x = x + self.attn(self.norm1(x), rotation)
+    "timm's block; hands the rotation to its attention; returns only the tokens `keep`, if given"
+    def forward(self, x, rotation=None, keep=None): # (B, N, D), (B, K) -> (B, N or K, D)
+        x = (x if keep is None else gather_tokens(x, keep)) + self.attn(self.norm1(x), rotation, keep)
         return x + self.mlp(self.norm2(x))
 
 # %% ../nbs/05_encoder.ipynb #fd4e26c0
@@ -247,23 +277,25 @@ class Encoder(nn.Module):
         if c.positions != 'rope': x = x + resize_positions(self.pos_embed, c.grid, grid)
         return x, grid
 
-    def encode(self, x, rotation=None, hierarchical=False): # (B, K, D) -> (B, K, D), or all levels side by side (B, K, levels*D)
-        "Blocks and norm on any set of tokens"
+    def encode(self, x, rotation=None, hierarchical=False, keep=None): # (B, K, D) -> (B, K, D), or all levels side by side (B, K, levels*D)
+        "Blocks and norm on any set of tokens; returns only the tokens `keep`, if given"
         read = []
-        for i, block in enumerate(self.blocks):
-            x = block(x, rotation)
-            if i in self.config.levels: read.append(self.norms_block[len(read)](x))
-        if not self.config.levels: read = [self.norm(x)]
-        return torch.cat(read, dim=-1) if hierarchical else read[-1]
+        for i, block in enumerate(self.blocks, start=1):
+            x = block(x, rotation, keep if i == len(self.blocks) and not self.config.levels else None)
+            if i - 1 in self.config.levels: read.append(self.norms_block[len(read)](x))
+        if not self.config.levels: return self.norm(x)
+        x = torch.cat(read, dim=-1) if hierarchical else read[-1]
+        return x if keep is None else gather_tokens(x, keep)
 
     def forward(self,
         clip, # (B, C, T, H, W)
         ids=None, # (B, K) token ids, a list of such, or None for all tokens
-        hierarchical:bool=False # the outputs of all `levels` side by side
+        hierarchical:bool=False, # the outputs of all `levels` side by side
+        keep=None # (B, K') which of the computed tokens are wanted: the last block computes the others' keys and values only
     ): # (B, K, D), or a list of such
         "Features of the tokens `ids`; the others are never computed"
         x, grid = self.tokenise(clip)
         def part(ids):
             rotation = rope(self.config, grid, ids, x.device) if self.config.positions == 'rope' else None
-            return self.encode(x if ids is None else gather_tokens(x, ids), rotation, hierarchical)
+            return self.encode(x if ids is None else gather_tokens(x, ids), rotation, hierarchical, keep)
         return [part(i) for i in ids] if isinstance(ids, (list, tuple)) else part(ids)

@@ -119,9 +119,11 @@ def _fresh(predictor:PicoPredictor):
 class Dropout(nn.Dropout):
     "PyTorch's; on a processor four numbers share a random word, so `p` is a multiple of 2**-16"
     def forward(self, x): # any shape -> the same
-        if x.device.type != 'cpu' or not (self.training and 0 < self.p < 1): return super().forward(x)
-        bits = torch.empty((x.numel() + 3)//4, dtype=torch.int64).random_(-2**63, None).view(torch.int16)[:x.numel()].view(x.shape)
         dropped = round(self.p*2**16)
+        if x.device.type != 'cpu' or not (self.training and 0 < dropped < 2**16): return super().forward(x)
+        words = np.random.Generator(np.random.SFC64(torch.randint(2**63 - 1, ()).item())) # seeded as everything is, by PyTorch
+        words = torch.from_numpy(words.integers(-2**63, 2**63 - 1, (x.numel() + 3)//4, endpoint=True))
+        bits = words.view(torch.int16)[:x.numel()].view(x.shape)
         return x*(bits >= dropped - 2**15).to(x.dtype).mul_(2**16/(2**16 - dropped))
 
 def faster_dropout(module:nn.Module):
@@ -156,7 +158,7 @@ class Pico(Jepa):
 
     def context(self, clip, ids): # (B, C, T, H, W), (B, N_ctx) -> (B, N_ctx, D)
         "Features of visible tokens: nothing else is computed, or everything, and then dropped"
-        return gather_tokens(self.encoder(clip), ids) if self.config.sees_hidden else self.encoder(clip, ids)
+        return self.encoder(clip, keep=ids) if self.config.sees_hidden else self.encoder(clip, ids)
 
     def forward(self, clip, masks) -> JepaOutput: # (B, C, T, H, W), list of MaskPair
         "Loss of a batch"

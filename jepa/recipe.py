@@ -7,7 +7,6 @@ __all__ = ['MOTIONS', 'VARIANTS', 'PROBES', 'motion_videos', 'recipe_config', 'p
            'frozen_features', 'first_of_each', 'few_labels', 'labels_alone', 'appearance', 'over_seeds']
 
 # %% ../nbs/23_recipe.ipynb #6a85468b
-import time
 import numpy as np
 import pandas as pd
 import torch
@@ -38,7 +37,7 @@ def recipe_config(
     **changes # any field of `TrainConfig`
 )->TrainConfig:
     "Pretraining that learns motion in minutes on two cores"
-    common = dict(predictor=PredictorConfig(embed_dim=64, depth=2), masks=(Future(tubelets=(2, 2)),), epochs=epochs, batch_size=batch_size, start_lr=1e-4, lr=1.5e-3, final_lr=0., warmup_epochs=epochs/10,
+    common = dict(predictor=PredictorConfig(embed_dim=128, depth=2), masks=(Future(tubelets=(2, 2)),), epochs=epochs, batch_size=batch_size, start_lr=1e-4, lr=1.5e-3, final_lr=0., warmup_epochs=epochs/10,
         weight_decay=.04, final_weight_decay=.04, ema=(.99, 1.), stretch=1., clip_grad=1., loss_exp=2., objective=Objective(target_layers=4), whiten=True, monitor_clips=300, seed=seed,
         augment=Augment(train=True, scale=((224/256)**2,)*2, ratio=(1., 1.), flip=False)) # crops as large as in evaluation, anywhere: motion keeps its speed
     return train_config(size, num_frames=num_frames, stride=stride, pixels=pixels, patch_size=8, positions=positions, **{**common, **changes})
@@ -79,14 +78,9 @@ def step_timer(
     clip = torch.randn(config.batch_size, 3, e.num_frames, e.height, e.width, generator=generator(0, 'time')).to(device)
     draws = [sample_masks(config.masks, e.grid, config.batch_size, generator(0, 'time', i)) for i in range(51)]
     pairs = [p.to(device) for p in sorted(draws, key=tokens)[25]]
-    wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
     def step():
-        wait()
-        start = time.perf_counter()
         with (autocast or accelerator.autocast)(): train_step(jepa, optimizer, clip, pairs, values)
-        wait()
-        return time.perf_counter() - start
-    return step
+    return lambda: seconds_of(step, device)
 
 def step_seconds(
     configs:dict, # name -> TrainConfig

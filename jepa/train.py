@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FIRST_METER', 'StepValues', 'Plan', 'param_groups', 'make_optimizer', 'StepResult', 'train_step', 'TrainConfig',
            'train_config', 'strip_prefix', 'training_state', 'load_training_state', 'monitor', 'Run', 'new_jepa',
-           'run_folder', 'plot_run', 'whiten_patches', 'put_patches', 'training_cost', 'make_accelerator', 'own_part',
-           'pretrain']
+           'run_folder', 'plot_run', 'whiten_patches', 'put_patches', 'training_cost', 'seconds_of', 'make_accelerator',
+           'own_part', 'pretrain']
 
 # %% ../nbs/08_train.ipynb #f2680ee7
 import json, math, time
@@ -310,6 +310,18 @@ def training_cost(
     finally: Attention.fused = fused
     count = lambda module: sum(p.numel() for p in module.parameters() if p.requires_grad)
     return dict(encoder=count(jepa.encoder), predictor=count(jepa.predictor), flops=counter.get_total_flops())
+
+def seconds_of(
+    work, # called without arguments
+    device=torch.device('cpu')
+)->float:
+    "How long work takes, what a GPU still has to do included"
+    wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
 
 # %% ../nbs/08_train.ipynb #6a80c687
 _precisions = dict(float32='no', bfloat16='bf16', float16='fp16')

@@ -266,7 +266,7 @@ def _queries_and_keys(encoder, clip, layer):
     hook = attn.register_forward_pre_hook(lambda module, args: heard.append(args))
     try: encoder(clip.to(next(encoder.parameters()).device))
     finally: hook.remove()
-    x, rotation = heard[0] if len(heard[0]) > 1 else (*heard[0], None)
+    x, rotation = (*heard[0], None)[:2] # a block that is asked for all tokens
     q, k, v = attn.qkv(x).view(*x.shape[:2], 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0) # B, heads, N, head_dim
     if rotation is not None: q, k = apply_rot_embed(q, *rotation), apply_rot_embed(k, *rotation)
     return q*attn.scale, k, v

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jepa.core import generator
 from jepa.many import STRENGTHS, bags, choose_penalty, gap_map, one_large, pooled, some_classes, some_labels, three_ways, wide_recipe
 from jepa.masks import Grid, sample_masks
+from jepa.predictor import PredictorConfig
 from jepa.probe import Features, fit_probe
 from jepa.recipe import PROBES, recipe_config
 from jepa.report import catalogue, run_reports
@@ -79,8 +80,8 @@ def test_the_map_has_a_number_in_every_cell_and_a_frame_off_zero():
     plt.close(fig)
 
 
-def test_at_width_128_it_is_the_recipe():
-    assert wide_recipe(128, 5, 3, pixels=32) == recipe_config(5, 3, pixels=32)
+def test_at_width_128_it_is_the_recipe_with_half_the_predictor():
+    assert wide_recipe(128, 5, 3, pixels=32) == recipe_config(5, 3, pixels=32, predictor=PredictorConfig(embed_dim=64, depth=2))
 
 
 def test_cost_counts_what_is_there():

@@ -1,0 +1,53 @@
+"""Attention in parts, and encoders of which a few tokens are wanted: the same numbers and gradients, less work"""
+import pytest, torch
+from jepa.core import generator, seeded
+from jepa.encoder import Encoder, _InParts, _two_products, attend, encoder_config, gather_tokens
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def random_qkv(dtype, queries=300, keys=200, width=24, heads=23):
+    shapes = dict(q=queries, k=keys, v=keys)
+    return [torch.randn(1, heads, n, width, dtype=dtype, generator=generator(0, name), requires_grad=True) for name, n in shapes.items()]
+
+
+@pytest.mark.parametrize('dtype, close', [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, .1)])
+@pytest.mark.parametrize('width', [24, 64])
+def test_parts_and_whole_agree_forwards_and_backwards(dtype, close, width):
+    qkv = random_qkv(dtype, width=width)
+    gradient = torch.randn(1, 23, 300, width, dtype=dtype, generator=generator(1))
+    whole = _two_products(*qkv, .2)
+    parts = _InParts.apply(*(x.flatten(0, 1) for x in qkv), .2, 4).view(whole.shape) # 23 heads: the last part is smaller
+    with torch.no_grad(): unasked = _InParts.apply(*(x.flatten(0, 1) for x in qkv), .2, 4).view(whole.shape)
+    assert torch.allclose(parts, whole, atol=close) and unasked.equal(parts)
+    for a, b in zip(*(torch.autograd.grad(x, qkv, gradient) for x in (parts, whole))): assert torch.allclose(a, b, atol=close)
+
+
+def test_many_tokens_go_in_parts_and_few_do_not():
+    in_parts = lambda *qkv: 'InParts' in type(attend(*qkv, .2, fused=False).grad_fn.next_functions[0][0]).__name__ + type(attend(*qkv, .2, fused=False).grad_fn).__name__
+    assert in_parts(*random_qkv(torch.float32, 700, 700)) and not in_parts(*random_qkv(torch.float32, 30, 20))
+
+
+def test_under_autocast_the_weights_are_halved():
+    with torch.autocast('cpu', torch.bfloat16):
+        q, k, v = random_qkv(torch.float32, 700, 700)
+        assert attend(q, k, v.bfloat16(), .2, fused=False).dtype == torch.bfloat16 # rotation leaves q and k in float32
+
+
+@pytest.mark.parametrize('kind', [dict(), dict(positions='rope'), dict(depth=4, levels=(0, 1, 2, 3), positions='rope')])
+def test_wanted_tokens_are_those_of_the_whole(kind):
+    with seeded(0): encoder = Encoder(encoder_config('toy', num_frames=4, height=32, width=32, patch_size=8, **kind)).eval()
+    clip = torch.randn(3, 3, 4, 32, 32, generator=generator(0, 'clip'))
+    keep = torch.stack([torch.randperm(32, generator=generator(i))[:7] for i in range(3)])
+    for hierarchical in (False, True) if encoder.config.levels else (False,):
+        assert torch.allclose(encoder(clip, keep=keep, hierarchical=hierarchical), gather_tokens(encoder(clip, hierarchical=hierarchical), keep), atol=1e-5)
+    some = torch.stack([torch.randperm(32, generator=generator(i))[:20] for i in range(3)])
+    assert torch.allclose(encoder(clip, some, keep=keep % 20), gather_tokens(encoder(clip, some), keep % 20), atol=1e-5)
+
+
+def test_tokens_that_are_not_wanted_cost_no_more_than_keys_and_values_in_the_last_block():
+    encoder, clip = Encoder(encoder_config('toy', num_frames=4, height=32, width=32, patch_size=8)), torch.randn(2, 3, 4, 32, 32)
+    def flops(**keep):
+        with FlopCounterMode(display=False) as counter, torch.no_grad(): encoder(clip, **keep)
+        return counter.get_total_flops()
+    D, N, K = encoder.config.embed_dim, 32, 8
+    assert flops() - flops(keep=torch.arange(K).expand(2, -1)) == 2*(N - K)*(2*9*D*D + 4*N*D) # projection and MLP; scores and their sums
