@@ -31,7 +31,7 @@ def matmul_ceiling(device, dtype, side=4096, repeats=5):
 
 
 def bench_step(m, config, batch_size, repeats=3):
-    "One training step our way and as the published code computes it: float32 with fused attention"
+    "One training step our way, and the same model in float32 with fused attention"
     from torch.utils.flop_counter import FlopCounterMode
     config, memory, steps = config.replace(batch_size=batch_size), {}, {}
     dtype = dict(bfloat16=torch.bfloat16, float16=torch.float16).get(m.precision, torch.float32)

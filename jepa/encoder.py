@@ -146,7 +146,8 @@ def attend(
     if fused is True or (fused == 'auto' and fused_is_faster(q)):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
     (B, H, N, _), threads = q.shape, torch.get_num_threads()
-    heads = math.ceil(2**24/(N*k.shape[2]*v.element_size())/threads)*threads # whose weights are about 16 MiB: they do not leave the processor's cache
+    heads = max(1, 2**24//(N*k.shape[2]*v.element_size())) # whose weights are 16 MiB: they do not leave the processor's cache
+    if heads >= threads: heads = math.ceil(heads/threads)*threads # as many for each
     if dropout or q.is_meta or heads >= B*H: return _two_products(q, k, v, scale, dropout)
     return _InParts.apply(*(x.to(v.dtype).flatten(0, 1) for x in (q, k, v)), scale, heads).view(B, H, N, -1)
 
@@ -291,10 +292,11 @@ class Encoder(nn.Module):
         clip, # (B, C, T, H, W)
         ids=None, # (B, K) token ids, a list of such, or None for all tokens
         hierarchical:bool=False, # the outputs of all `levels` side by side
-        keep=None # (B, K') which of the computed tokens are wanted: the last block computes the others' keys and values only
+        keep=None # (B, K') which of the computed tokens are wanted: the others end in the last block's attention
     ): # (B, K, D), or a list of such
         "Features of the tokens `ids`; the others are never computed"
         x, grid = self.tokenise(clip)
+        if keep is not None: keep = keep.expand(len(x), -1)
         def part(ids):
             rotation = rope(self.config, grid, ids, x.device) if self.config.positions == 'rope' else None
             return self.encode(x if ids is None else gather_tokens(x, ids), rotation, hierarchical, keep)

@@ -157,7 +157,7 @@ class Pico(Jepa):
         return self.target_encoder(clip).float()
 
     def context(self, clip, ids): # (B, C, T, H, W), (B, N_ctx) -> (B, N_ctx, D)
-        "Features of visible tokens: nothing else is computed, or everything, and then dropped"
+        "Features of visible tokens: made of themselves, or of all tokens"
         return self.encoder(clip, keep=ids) if self.config.sees_hidden else self.encoder(clip, ids)
 
     def forward(self, clip, masks) -> JepaOutput: # (B, C, T, H, W), list of MaskPair

@@ -316,7 +316,7 @@ def seconds_of(
     device=torch.device('cpu')
 )->float:
     "How long work takes, what a GPU still has to do included"
-    wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+    wait = dict(cuda=torch.cuda.synchronize, mps=torch.mps.synchronize).get(device.type, lambda: None)
     wait()
     start = time.perf_counter()
     work()

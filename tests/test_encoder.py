@@ -30,7 +30,16 @@ def test_many_tokens_go_in_parts_and_few_do_not():
 def test_under_autocast_the_weights_are_halved():
     with torch.autocast('cpu', torch.bfloat16):
         q, k, v = random_qkv(torch.float32, 700, 700)
-        assert attend(q, k, v.bfloat16(), .2, fused=False).dtype == torch.bfloat16 # rotation leaves q and k in float32
+        out = attend(q, k, v.bfloat16(), .2, fused=False) # rotation leaves q and k in float32
+    weights = out.grad_fn.next_functions[0][0].saved_tensors[3]
+    assert out.dtype == weights.dtype == torch.bfloat16 and weights.shape[1:] == (700, 700)
+
+
+@pytest.mark.parametrize('threads, heads', [(1, 8), (3, 9), (16, 8)])
+def test_a_part_stays_near_16_mib_with_any_number_of_threads(monkeypatch, threads, heads):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    saved = attend(*random_qkv(torch.float32, 700, 700), .2, fused=False).grad_fn.next_functions[0][0].saved_tensors
+    assert saved[3].shape == (heads, 700, 700)
 
 
 @pytest.mark.parametrize('kind', [dict(), dict(positions='rope'), dict(depth=4, levels=(0, 1, 2, 3), positions='rope')])
@@ -40,11 +49,12 @@ def test_wanted_tokens_are_those_of_the_whole(kind):
     keep = torch.stack([torch.randperm(32, generator=generator(i))[:7] for i in range(3)])
     for hierarchical in (False, True) if encoder.config.levels else (False,):
         assert torch.allclose(encoder(clip, keep=keep, hierarchical=hierarchical), gather_tokens(encoder(clip, hierarchical=hierarchical), keep), atol=1e-5)
+    assert torch.allclose(encoder(clip, keep=keep[:1]), gather_tokens(encoder(clip), keep[:1].expand(3, -1)), atol=1e-5) # the same for all
     some = torch.stack([torch.randperm(32, generator=generator(i))[:20] for i in range(3)])
     assert torch.allclose(encoder(clip, some, keep=keep % 20), gather_tokens(encoder(clip, some), keep % 20), atol=1e-5)
 
 
-def test_tokens_that_are_not_wanted_cost_no_more_than_keys_and_values_in_the_last_block():
+def test_tokens_that_are_not_wanted_end_in_the_attention_of_the_last_block():
     encoder, clip = Encoder(encoder_config('toy', num_frames=4, height=32, width=32, patch_size=8)), torch.randn(2, 3, 4, 32, 32)
     def flops(**keep):
         with FlopCounterMode(display=False) as counter, torch.no_grad(): encoder(clip, **keep)
