@@ -53,7 +53,8 @@ VARIANTS = {
     'pixels instead of features': dict(objective=Objective('pixels')),
     'VICReg instead of a teacher': dict(objective=Objective('vicreg', weight=.5)),
     'SIGReg instead of a teacher': dict(objective=Objective('sigreg')),
-    "V-JEPA's: all five": dict(whiten=False, positions='sincos', masks=(MultiBlock(), MultiBlock(num_blocks=2, spatial_scale=(.7, .7))), objective=Objective(), loss_exp=1.)}
+    'predictor half as wide': dict(predictor=PredictorConfig(embed_dim=64, depth=2)),
+    "V-JEPA's: all six": dict(predictor=PredictorConfig(embed_dim=64, depth=2), whiten=False, positions='sincos', masks=(MultiBlock(), MultiBlock(num_blocks=2, spatial_scale=(.7, .7))), objective=Objective(), loss_exp=1.)}
 
 # %% ../nbs/23_recipe.ipynb #f7e234ea
 def position_share(
