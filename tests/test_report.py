@@ -220,7 +220,7 @@ def test_reports_at_once_divide_the_threads(reports, monkeypatch):
     with pytest.raises(ValueError, match='jobs'): reports(a=body)(jobs=-1)
 
 
-@pytest.mark.parametrize('how, before', [(signal.SIGINT, ''), (signal.SIGKILL, ''), (signal.SIGKILL, 'import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); ')]) # the last: in the background of a shell
+@pytest.mark.parametrize('how, before', [(signal.SIGINT, 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); '), (signal.SIGKILL, ''), (signal.SIGKILL, 'import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); ')]) # in a terminal; killed; in the background of a shell
 def test_a_stopped_runner_leaves_no_process_behind(reports, how, before):
     reports(a=["import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(100)"])
     code = before + f"from jepa.report import *; run_reports(folder={str(reports.folder)!r}, out={str(reports.folder/'out')!r}, tier='quick', progress=False)"
