@@ -66,6 +66,11 @@ def bench_probe(m, repeats=3, clips=320):
     return encoding*clips/10, later, clips
 
 
+def moving(folder, per_class):
+    "Videos of two motions, 64 frames of 256x256"
+    return read_manifest(make_actions(ActionsConfig(classes=('move_right', 'orbit_left'), train=per_class, val=0, size=256, num_frames=64), folder, progress=False))
+
+
 def bench_infer(m, repeats=3):
     "Clips per second of `jepa infer`, decoding included, and of its encoder and probe alone on ready batches"
     config = encoder_config('tiny')
@@ -73,7 +78,7 @@ def bench_infer(m, repeats=3):
     clip = model.clip(segments=2, views=1)
     batch = torch.randn(8, 3, config.num_frames, config.height, config.width, generator=generator(0, 'bench'))
     with tempfile.TemporaryDirectory() as folder:
-        made = make_actions(ActionsConfig(classes=('move_right', 'orbit_left'), train=10, val=0, size=256, num_frames=64), folder, progress=False)
+        moving(folder, 10)
         files = sorted(Path(folder).rglob('*.mp4'))
         def infer():
             found = [answer for _, answer, _ in classify(model, files, clip)]
@@ -89,8 +94,7 @@ def bench_infer(m, repeats=3):
 def bench_clips(config=TrainConfig(), repeats=3, per_class=12):
     "Clips per second from mp4 and from the clip cache, in batches, cropped and normalised as for training"
     with tempfile.TemporaryDirectory() as folder:
-        made = make_actions(ActionsConfig(classes=('move_right', 'orbit_left'), train=per_class, val=0, size=256, num_frames=64), folder, progress=False)
-        manifest = read_manifest(made)
+        manifest = moving(folder, per_class)
         cache = build_cache(manifest, config.clip, folder=folder, progress=False)
         ways = {'cache': Clips(manifest, config.clip, config.augment, cache=cache), 'mp4': Clips(manifest, config.clip, config.augment)}
         rates = {name: [] for name in ways}

@@ -392,7 +392,7 @@ def normalise(
 )->torch.Tensor: # float32 (3, T, H, W)
     "(x/255 - mean)/std, channels first"
     x = x.permute(1, 0, 2, 3)
-    out = torch.empty(x.shape)
+    out = torch.empty(x.shape, device=x.device)
     for c in range(3): torch.mul(x[c], 1/(255*std[c]), out=out[c]).sub_(mean[c]/std[c])
     return out
 

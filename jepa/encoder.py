@@ -188,10 +188,13 @@ class Attention(TimmAttention):
     "timm's attention with our choice of kernel; `rotation` turns queries and keys (see RoPE below); only the tokens `keep` ask, all answer"
     fused = 'auto'
 
+    def project(self, x, rotation=None): # (B, N, D) -> 3 x (B, heads, N, head_dim)
+        "Queries, keys and values"
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        return (q, k, v) if rotation is None else (apply_rot_embed(q, *rotation), apply_rot_embed(k, *rotation), v)
+
     def forward(self, x, rotation=None, keep=None): # (B, N, D), (B, K) -> (B, N or K, D)
-        B, N, D = x.shape
-        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0) # B, heads, N, head_dim
-        if rotation is not None: q, k = apply_rot_embed(q, *rotation), apply_rot_embed(k, *rotation)
+        q, k, v = self.project(x, rotation)
         if keep is not None: q = q.gather(2, keep[:, None, :, None].expand(-1, self.num_heads, -1, self.head_dim))
         x = attend(q, k, v, self.scale, self.fused, self.attn_drop.p if self.training else 0.)
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))

@@ -71,7 +71,10 @@ class Predictor(nn.Module):
     ): # (B, N_tgt, D)
         "Predicted features of the target tokens"
         if mask_index >= len(self.mask_tokens): raise IndexError(f'mask_index {mask_index}, but the predictor has {len(self.mask_tokens)} mask tokens; set PredictorConfig.num_mask_tokens')
-        x, rotation = self.place(self.predictor_embed(context), self.mask_tokens[mask_index], torch.cat([context_ids, target_ids], dim=1), image)
-        for block in self.predictor_blocks: x = block(x, rotation)
-        seen, hidden = self.predictor_norm(x).split([context_ids.shape[1], target_ids.shape[1]], dim=1)
-        return (self.predictor_proj(hidden), self.predictor_proj_context(seen)) if with_context else self.predictor_proj(hidden)
+        ids = torch.cat([context_ids, target_ids], dim=1)
+        x, rotation = self.place(self.predictor_embed(context), self.mask_tokens[mask_index], ids, image)
+        wanted = torch.arange(0 if with_context else context_ids.shape[1], ids.shape[1], device=x.device).expand(len(x), -1) # the context is read by the last block, but not computed again
+        for i, block in enumerate(self.predictor_blocks, start=1): x = block(x, rotation, wanted if i == len(self.predictor_blocks) else None)
+        x = self.predictor_norm(x)
+        hidden = self.predictor_proj(x[:, -target_ids.shape[1]:])
+        return (hidden, self.predictor_proj_context(x[:, :context_ids.shape[1]])) if with_context else hidden

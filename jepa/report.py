@@ -280,6 +280,7 @@ def table(self:Report,
     left = [c for c in df.columns if not pd.api.types.is_numeric_dtype(df[c])]
     whole = {c: 0 for c in df.select_dtypes('float') if (df[c].dropna() % 1 == 0).all()}
     formats = {c: f'{{:.{whole.get(c, digits)}f}}' for c in df.select_dtypes('float')}
+    if 'p' in formats: formats['p'] = lambda p: f'{p:.{digits}f}' if p >= 10**-digits else f'< {10**-digits:.{digits}f}' # no p is 0
     display(df.style.hide(axis='index').format(formats, na_rep='–').set_caption(caption).set_uuid(name).set_properties(subset=left, **{'text-align': 'left'})
               .set_table_styles([dict(selector='caption', props='caption-side: bottom; text-align: left; font-style: italic')])
               .set_table_styles({c: [dict(selector='th', props='text-align: left')] for c in left}, overwrite=False))

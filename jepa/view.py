@@ -23,7 +23,6 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from .core import *
-from timm.layers import apply_rot_embed
 from .actions import *
 from .video import *
 from .data import *
@@ -267,8 +266,7 @@ def _queries_and_keys(encoder, clip, layer):
     try: encoder(clip.to(next(encoder.parameters()).device))
     finally: hook.remove()
     x, rotation = (*heard[0], None)[:2] # a block that is asked for all tokens
-    q, k, v = attn.qkv(x).view(*x.shape[:2], 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0) # B, heads, N, head_dim
-    if rotation is not None: q, k = apply_rot_embed(q, *rotation), apply_rot_embed(k, *rotation)
+    q, k, v = attn.project(x, rotation) # B, heads, N, head_dim
     return q*attn.scale, k, v
 
 @torch.no_grad()

@@ -24,15 +24,9 @@ def vjepa_config(
     return train_config(size, num_frames, stride, pixels, patch_size, **changes)
 
 # %% ../nbs/22_vjepa.ipynb #610e7ee3
-def _flat(d:dict, where='') -> dict:
-    "Nested dictionaries as one, with dotted names"
-    out = {}
-    for key, value in d.items(): out |= _flat(value, f'{where}{key}.') if isinstance(value, dict) else {where + key: value}
-    return out
-
 def compare_configs(
     **configs # name=TrainConfig
 )->pd.DataFrame: # a row for every field in which they differ, '' where a method has no such field
     "What one method has and another does not"
-    table = pd.DataFrame({name: {k: str(v) for k, v in _flat(c.to_dict()).items()} for name, c in configs.items()}).fillna('')
+    table = pd.DataFrame({name: pd.json_normalize(c.to_dict()).iloc[0].map(str) for name, c in configs.items()}).fillna('')
     return table[table.nunique(axis=1) > 1]
