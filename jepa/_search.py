@@ -95,7 +95,7 @@ def clock(out='data/recipe_search.csv', say=print):
     "Put into the table what a step of every variant takes on one core, measured in turn: `seconds` of a run also hold what else the machine did"
     table, changes = pd.read_csv(out), {name: c for answers in SEARCH.values() for name, c in answers.items()}
     configs = {name: recipe_config(1, **START | changes[name]) for name in dict.fromkeys(table.name)}
-    table['step_seconds'] = table.name.map(step_seconds(configs, rounds=15)).round(4)
+    table['step_seconds'] = table.name.map(step_seconds(configs)['median']).round(4)
     with write_beside(out) as temporary: table.to_csv(temporary, index=False)
     say(table.drop_duplicates('name')[['name', 'step_seconds']].to_string(index=False))
 

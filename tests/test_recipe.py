@@ -1,6 +1,7 @@
 """The recipe: every variant is a valid experiment that takes a step, and its whitening is the control's too"""
 import jepa.core
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
+from jepa._search import clock
 from jepa.actions import ActionsConfig, make_actions
 from jepa.core import generator
 from jepa.data import read_manifest
@@ -51,3 +52,11 @@ def test_position_share_tells_place_from_content():
     g = generator(0)
     place, content = torch.randn(1, 60, 16, generator=g), torch.randn(800, 60, 16, generator=g)
     assert position_share(place + content) == pytest.approx(.5, abs=.06)
+
+
+def test_the_search_puts_the_time_of_a_step_into_its_table(tmp_path):
+    out = tmp_path/'search.csv'
+    pd.DataFrame(dict(name=['the start', 'batch 8', 'the start'], epoch=[0, 0, 1])).to_csv(out, index=False)
+    clock(out, say=lambda text: None)
+    table = pd.read_csv(out)
+    assert list(table.name) == ['the start', 'batch 8', 'the start'] and (table.step_seconds > 0).all() and table.step_seconds[0] == table.step_seconds[2]
