@@ -1,5 +1,5 @@
 """Nothing is lost: a killed run continues to the same curve, bad steps are skipped and counted"""
-import json, os, signal, subprocess, sys, time
+import json, os, platform, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +116,12 @@ def test_two_processes_give_the_curve_of_one(place, manifest):
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (Run(place/name).metrics.loss for name in ('one', 'two'))
     assert len(one) == 12 and np.allclose(one, two, rtol=1e-5)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
+def test_memory_that_tensors_gave_back_is_not_asked_for_again():
+    code = '\n'.join(['import resource, jepa', 'faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt', 'step = lambda: [bytearray(2**24) for _ in range(4)] and None',
+                      'step(); before = faults()', 'for _ in range(5): step()', 'print(faults() - before)'])
+    plain = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES' and not k.startswith('MALLOC_')}
+    ours, left_alone = (int(subprocess.run([sys.executable, '-c', code], env=plain | more, capture_output=True, text=True, check=True).stdout) for more in ({}, {'GLIBC_TUNABLES': ''}))
+    assert 20*ours < left_alone, (ours, left_alone)
