@@ -64,7 +64,7 @@ def times() -> Markdown:
     rows, n = list(known().values()), sum(map(len, COURSE.values()))
     slowest = max(rows, key=lambda row: float(row['seconds']))
     machines = sorted({f"{row['threads']} of {row['cores']} processor cores" for row in rows})
-    return Markdown(f"{'All' if len(rows) == n else f'The {len(rows)} that were measured'} take {sum(float(row['seconds']) for row in rows)/60:.0f} minutes from top to bottom, the longest, {slowest['notebook']}, {slowest['seconds']} seconds; on {' and '.join(machines)}, by `python -m jepa._times`.")
+    return Markdown(f"{'All' if len(rows) == n else f'The {len(rows)} that were measured'} take {sum(float(row['seconds']) for row in rows)/60:.0f} minutes from top to bottom, the longest, {slowest['notebook']}, {slowest['seconds']} seconds; {'on' if len(machines) == 1 else 'measured at different times, on'} {' or '.join(machines)}, by `python -m jepa._times`.")
 
 
 def reports() -> Markdown:

@@ -75,7 +75,7 @@ def parameters(
         name, mark, value = pair.partition('=')
         if not mark or not all(part.isidentifier() for part in name.split('.')): raise ValueError(f"'{pair}' is not name=value")
         try: out[name] = json.loads(value)
-        except json.JSONDecodeError: out[name] = value
+        except json.JSONDecodeError: out[name] = {'True': True, 'False': False, 'None': None}.get(value, value)
     return out
 
 # %% ../nbs/15_cli.ipynb #efb8eb51
