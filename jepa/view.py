@@ -525,7 +525,7 @@ def all_pictures(
     yield 'statistics', view_statistics(seen)
     pairs = sample_masks(model.masks, seen.grid, 1, generator(0, 'view'))
     for i, (m, pair) in enumerate(zip(model.masks, pairs)):
-        yield f'mask{i + 1}', Picture(draw_mask(pair, seen.grid, seen.frames(middle), title=f'Mask {i + 1} ({m.kind})'), f'A training mask over the clip: {pair.context_ids.shape[1]} of {seen.grid.tokens} tokens are context (pale), {pair.target_ids.shape[1]} are to be predicted (dark).')
+        yield f'mask{i + 1}', Picture(draw_mask(pair, seen.grid, seen.frames(middle), title=f'Mask {i + 1} ({m.kind})'), f'A training mask over the clip: {pair.context_ids.shape[1]} of {seen.grid.tokens} tokens are context (green), {pair.target_ids.shape[1]} are to be predicted (red).')
     if model.jepa is not None and windows: yield 'surprise', _surprise_of(model, file, windows)
 
 def _surprise_of(model, file, windows):
