@@ -133,8 +133,9 @@ def resize_positions(
 
 # %% ../nbs/05_encoder.ipynb #908914ef
 def fused_is_faster(q:torch.Tensor) -> bool:
-    "Whether the fused kernel suits the device and precision of `q`"
-    return q.device.type != 'cpu' or (q.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported())
+    "Whether the fused kernel suits the device and precision of `q`, and whether gradients are wanted"
+    learns = q.requires_grad and torch.is_grad_enabled() # the kernel's backward pass is slow on a processor
+    return q.device.type != 'cpu' or (q.dtype == torch.bfloat16 and not learns and torch.cpu._is_amx_tile_supported())
 
 def attend(
     q, k, v,      # (B, heads, N, head_dim)
