@@ -495,8 +495,9 @@ def make_index(
 def _at_once(names, specs, tier, jobs, work):
     "Call `work(name, stop)` for all reports, up to `jobs` at a time; results as they come. `stop` is set when the caller gives up"
     waiting, running, finished, stop = list(names), {}, set(), threading.Event()
-    if jobs > 1: waiting.sort(key=lambda n: (specs[n].alone, -specs[n].tiers[tier].minutes))
     first = {share: n for n in reversed(names) for share in specs[n].shares}
+    def chain(n): return sum(specs[m].tiers[tier].minutes for m in names if m == n or not specs[m].alone and any(first[share] == n for share in specs[m].shares)) # its own and of those that wait for it
+    if jobs > 1: waiting.sort(key=lambda n: (specs[n].alone, -chain(n)))
     def free(n):
         if running and (specs[n].alone or any(specs[r].alone for r in running.values())): return False
         return all(first[share] in (n, *finished) for share in specs[n].shares)

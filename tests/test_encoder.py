@@ -1,7 +1,7 @@
 """Attention in parts, and encoders of which a few tokens are wanted: the same numbers and gradients, less work"""
 import pytest, torch
 from jepa.core import generator, seeded
-from jepa.encoder import Encoder, _InParts, _two_products, attend, encoder_config, gather_tokens
+from jepa.encoder import Encoder, _InParts, _two_products, attend, encoder_config, fused_is_faster, gather_tokens
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -66,3 +66,11 @@ def test_tokens_that_are_not_wanted_end_in_the_attention_of_the_last_block():
         return counter.get_total_flops()
     D, N, K = encoder.config.embed_dim, 32, 8
     assert flops() - flops(keep=torch.arange(K).expand(2, -1)) == 2*(N - K)*(2*9*D*D + 4*N*D) # projection and MLP; scores and their sums
+
+
+@pytest.mark.parametrize('dtype, tiles, learns, fused', [(torch.bfloat16, True, False, True), (torch.bfloat16, True, True, False), (torch.bfloat16, False, False, False), (torch.float32, True, False, False)])
+def test_on_a_processor_the_fused_kernel_serves_frozen_bfloat16_with_tiles_alone(dtype, tiles, learns, fused, monkeypatch):
+    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: tiles)
+    q = torch.zeros(1, dtype=dtype, requires_grad=learns)
+    assert fused_is_faster(q) is fused
+    with torch.no_grad(): assert fused_is_faster(q) is (fused or learns and tiles and dtype == torch.bfloat16)

@@ -177,16 +177,25 @@ def test_reports_at_once_wait_for_shared_runs_and_for_quiet(jobs):
     beside, began, done, running, lock = {}, [], [], set(), threading.Lock()
     def work(n, stop):
         with lock: began.append(n); running.add(n); beside.setdefault(n, set()); [beside[r].update(running) for r in running]
-        if n == 'second' and jobs == 4: assert arrived.wait(20) # only if third is at work, too
-        if n == 'third': arrived.set()
+        if n in ('second', 'third') and jobs == 4: together.wait(20) # only if the other is at work, too
         with lock: running.remove(n); done.append(n)
         return n
-    arrived = threading.Event()
+    together = threading.Barrier(2)
     assert set(R._at_once(specs, specs, 'quick', jobs, work)) == set(specs) and set(done) == set(specs)
     assert beside['timed'] == {'timed'} and not beside['first'] & {'second', 'third', 'timed'} and 'fourth' not in beside['third']
     if jobs == 1: assert all(b == {n} for n, b in beside.items()) and began == list(specs)
     else: assert began[0] == 'long' and began[-1] == 'timed'
     if jobs == 4: assert 'third' in beside['second']
+
+
+def test_a_report_that_others_wait_for_begins_before_a_longer_one():
+    spec = lambda *shares, minutes: R.ReportSpec('a.ipynb', 'A', 'a paper', ('Table 1',), shares=shares, tiers=dict(quick=R.Tier(minutes)))
+    specs, began, lock = dict(short=spec(minutes=1), long=spec(minutes=5), leader=spec('run', minutes=3), after=spec('run', minutes=3)), [], threading.Lock()
+    def work(n, stop):
+        with lock: began.append(n)
+        return n
+    list(R._at_once(specs, specs, 'quick', 2, work))
+    assert set(began[:2]) == {'leader', 'long'} and began[-1] == 'short'
 
 
 def test_modules_are_found_in_many_threads():
