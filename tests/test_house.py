@@ -3,6 +3,7 @@ import json, re, subprocess
 from pathlib import Path
 import pytest
 from jepa._readme import links, readme
+from jepa.report import report_states
 
 root = Path(__file__).resolve().parents[1]
 notebooks = sorted([*root.glob('nbs/*.ipynb'), *root.glob('reports/*.ipynb'), *root.glob('reports/results/standard/*.ipynb')])
@@ -33,6 +34,12 @@ def test_notebooks_are_light_and_name_no_machine(path):
         shown = re.sub(r'"image/png": "[^"]*"', '', json.dumps(cell.get('outputs', [])))
         assert not (found := machine_path.search(shown)), found
         assert 'tqdm' not in shown and 'it/s]' not in shown, 'a progress bar is stored'
+
+
+@pytest.mark.parametrize('state', [s for s in report_states('standard') if s.status == 'ok'], ids=lambda s: s.name)
+def test_a_finding_is_one_sentence_that_can_be_read(state):
+    finding = json.loads((root/f'reports/results/standard/{state.name}.json').read_text())['finding']
+    assert finding.endswith('.') and not re.search(r'[.!?] [A-Z]', finding) and len(finding.split()) <= 100, finding
 
 
 def test_no_tracked_file_names_a_machine():
