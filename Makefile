@@ -15,6 +15,7 @@ help: ## show this list
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("jepa needs Python 3.11 or newer; name one, for instance: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true # pip would take one core; a few packages carry files that are no Python
 	@touch $@
 
 setup: .venv/.done ## make .venv with the pinned versions
