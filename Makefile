@@ -32,7 +32,7 @@ lab: .venv/.done ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs/index.ipynb
 
 bench: .venv/.done ## measure this machine: training step, decoding, memory
-	$(BIN)/jepa bench
+	$(BIN)/python -m tools.bench
 
 notebooks: .venv/.done ## run every notebook in nbs/ again and store its outputs
 	$(BIN)/jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.timeout=900 --ExecutePreprocessor.coalesce_streams=True nbs/*.ipynb
@@ -42,11 +42,11 @@ export: .venv/.done ## write jepa/*.py and README.md from the notebooks, and cle
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 	$(BIN)/nbdev-clean --fname reports
-	$(BIN)/python -m jepa._readme
+	$(BIN)/python -m tools.readme
 
 readme: .venv/.done ## write README.md from nbs/index.ipynb, its tables brought up to date
-	$(BIN)/python -m jepa._course
-	$(BIN)/python -m jepa._readme
+	$(BIN)/python -m tools.course
+	$(BIN)/python -m tools.readme
 
 clean: ## remove caches of tests and builds
 	rm -rf build dist .pytest_cache .hypothesis

@@ -22,7 +22,7 @@ def unchanged(what, commands, *patterns):
 
 
 def main():
-    from jepa._readme import readme
+    from tools.readme import readme
     tool = lambda name: str(Path(sys.executable).parent/name)
     good = [unchanged('nbdev-export', [[tool('nbdev-export')]], 'jepa/*.py'),
             unchanged('nbdev-clean', [[tool('nbdev-clean')], [tool('nbdev-clean'), '--fname', 'reports']], 'nbs/*.ipynb', 'reports/*.ipynb')]

@@ -26,9 +26,9 @@ def free_port():
 
 @pytest.fixture(scope='module')
 def lab(place, tmp_path_factory):
-    "JupyterLab on a copy of 04_masks; gives the address of the notebook"
+    "JupyterLab on a copy of 20_masks; gives the address of the notebook"
     folder, port = tmp_path_factory.mktemp('notebooks'), free_port()
-    shutil.copy(root/'nbs/04_masks.ipynb', folder)
+    shutil.copy(root/'nbs/20_masks.ipynb', folder)
     settings = place/'lab-settings/@jupyterlab'
     for plugin, text in {'notebook-extension/tracker': '{"windowingMode": "none"}', 'apputils-extension/notification': '{"fetchNews": "false"}'}.items():
         (settings/plugin).parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def lab(place, tmp_path_factory):
             try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api/status', timeout=5); break
             except OSError: time.sleep(0.5)
             assert server.poll() is None, (place/'lab.log').read_text()[-3000:]
-        yield f'http://127.0.0.1:{port}/doc/tree/04_masks.ipynb'
+        yield f'http://127.0.0.1:{port}/doc/tree/20_masks.ipynb'
     finally:
         server.terminate()
         try: server.wait(20)

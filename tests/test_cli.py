@@ -16,7 +16,7 @@ def test_help_says_what_to_do_next():
 
 
 def test_every_command_has_help():
-    for command in (['doctor'], ['reports'], ['reports', 'run'], ['reports', 'list'], ['reports', 'index'], ['actions', 'make'], ['pretrain'], ['probe'], ['bench']):
+    for command in (['doctor'], ['reports'], ['reports', 'run'], ['reports', 'list'], ['reports', 'index'], ['actions', 'make'], ['pretrain'], ['probe']):
         shown = cli.invoke(app, [*command, '--help'])
         assert shown.exit_code == 0 and 'Usage' in shown.stdout
 

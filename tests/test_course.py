@@ -4,11 +4,11 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from jepa._course import COURSE, tables
+from tools.course import COURSE, tables
 
 root = Path(__file__).resolve().parents[1]
 nbs = {p.stem: p for p in sorted(root.glob('nbs/[0-9]*.ipynb'))}
-glossary = '19_glossary'
+glossary = '90_glossary'
 
 
 def markdown(path): return [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'markdown']
@@ -42,7 +42,7 @@ def test_links_between_notebooks_lead_to_a_section(name):
 def test_the_front_page_shows_what_is_there():
     cells = json.loads((root/'nbs/index.ipynb').read_text())['cells']
     shown = {''.join(c['source']).splitlines()[-1]: ''.join(o['data']['text/markdown']) for c in cells for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})}
-    assert shown == tables(), 'run: python -m jepa._course && make readme'
+    assert shown == tables(), 'run: python -m tools.course && make readme'
     assert sorted(name for part in COURSE.values() for name in part) == sorted(nbs)
 
 

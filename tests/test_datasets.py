@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 import jepa._fetch, jepa.datasets
 from jepa._download import DownloadError
 from jepa._fetch import fetch, from_youtube
-from jepa._shards import ShardClips, read_shards, remote_shards, write_shards
+from jepa.shards import ShardClips, read_shards, remote_shards, write_shards
 from jepa.cli import app
 from jepa.data import *
 from jepa.datasets import *
@@ -318,12 +318,12 @@ def test_a_stream_is_shuffled_continued_and_local(shards):
     assert len(later) == len(whole) - 2 and all(a['clip'].equal(b['clip']) for a, b in zip(whole[2:], later))
 
 def test_shards_go_on_and_refuse(few, tmp_path, monkeypatch):
-    import jepa._shards
-    write, n = jepa._shards._write_shard, iter(range(100))
+    import jepa.shards
+    write, n = jepa.shards._write_shard, iter(range(100))
     def stops(*a):
         if next(n) == 2: raise KeyboardInterrupt
         write(*a)
-    monkeypatch.setattr(jepa._shards, '_write_shard', stops)
+    monkeypatch.setattr(jepa.shards, '_write_shard', stops)
     with pytest.raises(KeyboardInterrupt): write_shards(few, tmp_path/'s', 0.008, workers=0, progress=False)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path/'s').glob('*.tar')}
     done = write_shards(few, tmp_path/'s', 0.008, workers=0, progress=False)

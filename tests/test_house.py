@@ -2,7 +2,7 @@
 import json, re, subprocess
 from pathlib import Path
 import pytest
-from jepa._readme import links, readme
+from tools.readme import links, readme
 from jepa.report import report_states
 
 root = Path(__file__).resolve().parents[1]

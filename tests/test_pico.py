@@ -218,6 +218,6 @@ def test_a_run_from_videos_is_the_same_twice_and_goes_on_after_a_stop(place, mon
     with pytest.raises(KeyboardInterrupt): pretrain(config, videos['pretraining'], folder=place/'stopped', save_seconds=0, progress=False)
     monkeypatch.setattr(jepa.train, '_save', real)
     resumed = pretrain(config, videos['pretraining'], folder=place/'stopped', progress=False)
-    assert resumed.metrics.loss.tolist() == whole.metrics.loss.tolist()
+    assert resumed.steps.loss.tolist() == whole.steps.loss.tolist()
     assert all(a.equal(b) for a, b in zip(resumed.model().state_dict().values(), whole.model().state_dict().values()))
     with pytest.raises(ValueError, match='another experiment'): pretrain(config.replace(epochs=3), videos['pretraining'], folder=place/'whole', progress=False)

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from jepa.cli import app
 from jepa.data import read_manifest
-from jepa.nano import table1_data, table2_data
+from jepa.images import table1_data
+from jepa.nano import table2_data
 from jepa.pico import pico_videos
 from jepa.report import catalogue, published
 import trees

@@ -1,7 +1,7 @@
 """The recipe: every variant is a valid experiment that takes a step, and its whitening is the control's too"""
 import jepa.core
 import numpy as np, pandas as pd, pytest, torch
-from jepa._search import clock
+from tools.search import clock
 from jepa.actions import ActionsConfig, make_actions
 from jepa.core import generator
 from jepa.data import read_manifest

@@ -39,7 +39,7 @@ def test_published_counts_give_published_percentages():
 
 
 def test_every_published_table_can_be_read():
-    for path in (Path(R._root)/'data'/'papers').glob('*.csv'):
+    for path in (Path(R.source_root)/'data'/'papers').glob('*.csv'):
         df = published(path.stem)
         assert len(df) and not df.columns.duplicated().any()
 
@@ -74,9 +74,9 @@ def test_a_mistake_in_reports_toml_names_file_and_remedy(tmp_path, change, hint)
 
 
 def test_the_repository_s_own_catalogue_is_valid():
-    for name, spec in catalogue(Path(R._root)/'reports'/'reports.toml').items():
+    for name, spec in catalogue(Path(R.source_root)/'reports'/'reports.toml').items():
         assert set(spec.tiers) == {'quick', 'standard', 'paper'}
-        path = Path(R._root)/'reports'/spec.notebook
+        path = Path(R.source_root)/'reports'/spec.notebook
         if path.exists():
             for tier in spec.tiers.values(): check_params(path, {'tier': '', 'out': '', **tier.params})
 
@@ -203,7 +203,7 @@ def test_modules_are_found_in_many_threads():
     class Slow:
         def __init__(self): self.me = self
         def __del__(self): sum(range(200))
-    source, before = (Path(R._root)/'jepa'/'report.py').read_text(), (gc.get_threshold(), sys.getswitchinterval())
+    source, before = (Path(R.source_root)/'jepa'/'report.py').read_text(), (gc.get_threshold(), sys.getswitchinterval())
     gc.set_threshold(50); sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(8) as pool: found = list(pool.map(lambda _: ([Slow() for _ in range(50)], R._imports(source))[1], range(300)))

@@ -51,9 +51,9 @@ def test_kill_9_and_the_same_command_gives_the_same_curve_to_the_bit(place, mani
             time.sleep(0.005)
     assert kills == 2 and not killed.done
     assert subprocess.run(command(manifest, killed.folder)).returncode == 0
-    assert len(whole.metrics) == 24 and killed.done
-    assert killed.metrics.drop(columns='seconds').equals(whole.metrics.drop(columns='seconds'))
-    assert killed.meters.equals(whole.meters)
+    assert len(whole.steps) == 24 and killed.done
+    assert killed.steps.drop(columns='seconds').equals(whole.steps.drop(columns='seconds'))
+    assert killed.epochs.equals(whole.epochs)
     for a, b in zip(whole.model().state_dict().values(), killed.model().state_dict().values()): assert a.equal(b)
     assert not list(killed.folder.glob('.*.tmp')) # what killed processes were writing is gone
 
@@ -73,7 +73,7 @@ def test_too_many_steps_without_a_finite_loss_end_the_run(place, manifest):
     config = CONFIG.replace(lr=1e30, start_lr=1e30, epochs=2, max_skipped_steps=3)
     with pytest.raises(FloatingPointError, match='4 steps had no finite loss'): pretrain(config, read_manifest(manifest), folder=place/'bad', progress=False)
     run = Run(place/'bad')
-    assert not run.done and (~run.metrics.finite).sum() == 4
+    assert not run.done and (~run.steps.finite).sum() == 4
 
 
 def test_a_skipped_step_changes_nothing():
@@ -114,13 +114,13 @@ def test_two_processes_give_the_curve_of_one(place, manifest):
     for folder, launcher in [('one', ()), ('two', ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2'))]:
         done = run(folder, *launcher)
         assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (Run(place/name).metrics.loss for name in ('one', 'two'))
+    one, two = (Run(place/name).steps.loss for name in ('one', 'two'))
     assert len(one) == 12 and np.allclose(one, two, rtol=1e-5)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
 def test_memory_that_tensors_gave_back_is_not_asked_for_again():
-    code = '\n'.join(['import resource, jepa', 'faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt', 'step = lambda: [bytearray(2**24) for _ in range(4)] and None',
+    code = '\n'.join(['import resource, jepa._memory', 'jepa._memory.keep_memory()', 'faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt', 'step = lambda: [bytearray(2**24) for _ in range(4)] and None',
                       'step(); before = faults()', 'for _ in range(5): step()', 'print(faults() - before)'])
     plain = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES' and not k.startswith('MALLOC_')}
     ours, left_alone = (int(subprocess.run([sys.executable, '-c', code], env=plain | more, capture_output=True, text=True, check=True).stdout) for more in ({}, {'GLIBC_TUNABLES': ''}))

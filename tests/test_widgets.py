@@ -40,7 +40,7 @@ def test_a_control_calls_the_function_again(shown):
     assert not matplotlib.pyplot.get_fignums()
 
 
-@pytest.mark.parametrize('name, live', [(None, False), ('04_masks.ipynb', True)])
+@pytest.mark.parametrize('name, live', [(None, False), ('20_masks.ipynb', True)])
 def test_a_picture_always_and_sliders_where_somebody_looks(monkeypatch, shown, name, live):
     if name: monkeypatch.setenv('JPY_SESSION_NAME', name)
     else: monkeypatch.delenv('JPY_SESSION_NAME', raising=False)
