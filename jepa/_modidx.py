@@ -557,6 +557,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'jepa.report._at_once': ('report.html#_at_once', 'jepa/report.py'),
                              'jepa.report._data_hash': ('report.html#_data_hash', 'jepa/report.py'),
                              'jepa.report._execute': ('report.html#_execute', 'jepa/report.py'),
+                             'jepa.report._fill': ('report.html#_fill', 'jepa/report.py'),
                              'jepa.report._imports': ('report.html#_imports', 'jepa/report.py'),
                              'jepa.report._processor': ('report.html#_processor', 'jepa/report.py'),
                              'jepa.report._publish': ('report.html#_publish', 'jepa/report.py'),

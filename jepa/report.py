@@ -244,32 +244,45 @@ def table(self:Report,
               .set_table_styles({c: [dict(selector='th', props='text-align: left')] for c in left}, overwrite=False))
 
 # %% ../nbs/50_report.ipynb #d86cd4ff
+def _fill(text, fields):
+    "A template with its fields; white space is folded"
+    return ' '.join((text.format(**fields) if fields else text).split())
+
 @patch
 def check(self:Report,
     name:str,       # short name, as in `reports.toml`
     ok:bool|None,   # None: cannot be judged here
-    detail:str=''   # the numbers behind it
+    detail:str='',  # the numbers behind it: a template
+    **fields        # what the template names
 ):
     "Show and keep a named check"
     if any(c['name'] == name for c in self.record['checks']): raise ValueError(f"check '{name}' was already made")
-    ok = None if ok is None else bool(ok)
+    ok, detail = None if ok is None else bool(ok), _fill(detail, fields)
     self.record['checks'].append(dict(name=name, ok=ok, detail=detail))
     colour, word = {True: ('#0b7a55', 'passed'), False: ('#c22', 'FAILED'), None: ('#777', 'not judged')}[ok]
     _show(f'<b style="color:{colour}">{word}</b> {html.escape(name)}{": " + html.escape(detail) if detail else ""}', 'margin:2px 0')
     return ok
 
 @patch
-def note(self:Report, text:str):
+def note(self:Report,
+    text:str,  # a template such as 'Step {step} took {seconds:.1f} s.'
+    **fields   # what it names
+):
     "Show a remark and keep it for the index"
+    text = _fill(text, fields)
     self.record['notes'].append(text)
     _show(html.escape(text), 'margin:4px 0;opacity:.8;font-size:.92em', f'Note: {text}')
 
 # %% ../nbs/50_report.ipynb #59581b92
 @patch
-def finding(self:Report, text:str):
-    "Say in one sentence what was found"
-    if not text.strip(): raise ValueError('the finding is empty')
-    self.record['finding'] = ' '.join(text.split())
+def finding(self:Report,
+    text:str,  # a template of two to four plain sentences
+    **fields   # what it names
+):
+    "Say what was found"
+    text = _fill(text, fields)
+    if not text: raise ValueError('the finding is empty')
+    self.record['finding'] = text
     _show(f"<b>Finding.</b> {html.escape(self.record['finding'])}", 'border-left:4px solid #0072b2;background:rgba(0,114,178,.09);padding:10px 14px;margin:10px 0')
 
 @patch
