@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['short_range', 'long_range', 'SAMPLERS', 'Grid', 'MaskPair', 'to_ids', 'MaskConfig', 'MultiBlock', 'block_size',
-           'draw_blocks', 'multiblock', 'draw_mask', 'RandomTube', 'RandomTokens', 'Future', 'tube', 'random_tokens',
+           'place_blocks', 'multiblock', 'draw_mask', 'RandomTube', 'RandomTokens', 'Future', 'tube', 'random_tokens',
            'future', 'sample_masks']
 
 # %% ../nbs/20_masks.ipynb #98c3f879
@@ -105,7 +105,7 @@ def _inside(starts, length:int, size:int): # starts (B, M)
     at = torch.arange(size)
     return (at >= starts[..., None]) & (at < starts[..., None] + length)
 
-def draw_blocks(
+def place_blocks(
     size:Grid,      # of a block
     grid:Grid,
     shape:tuple,    # (B, M) clips and blocks per clip
@@ -124,7 +124,7 @@ def multiblock(config:MultiBlock, grid:Grid, batch_size:int, generator) -> torch
         hidden = torch.zeros(batch_size, *grid, dtype=torch.bool)
         redraw = torch.ones(batch_size, dtype=torch.bool)
         for _ in range(20):
-            hidden[redraw] = draw_blocks(size, grid, (int(redraw.sum()), config.num_blocks), generator).any(1)
+            hidden[redraw] = place_blocks(size, grid, (int(redraw.sum()), config.num_blocks), generator).any(1)
             hidden[:, keep:] = True
             redraw = hidden.flatten(1).all(1)
             if not redraw.any(): return hidden

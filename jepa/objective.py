@@ -74,8 +74,8 @@ def sigreg(
 )->torch.Tensor: # scalar
     "Distance of the tokens' characteristic function to a standard Gaussian's along random directions (LeJEPA)"
     z = z.float().flatten(0, 1)
-    z = z[torch.randperm(len(z), device=z.device)[:tokens]]
-    a = F.normalize(torch.randn(z.shape[1], directions, device=z.device), dim=0)
+    z = z[torch.randperm(len(z))[:tokens].to(z.device)] # drawn by the processor: the same on every device
+    a = F.normalize(torch.randn(z.shape[1], directions).to(z.device), dim=0)
     t = torch.linspace(0.25, 3, 7, device=z.device)
     x, gauss = (z @ a)[..., None]*t, (-t*t/2).exp() # tokens, directions, frequencies
     distance = (x.cos().mean(0) - gauss).square() + x.sin().mean(0).square()
