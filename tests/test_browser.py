@@ -60,7 +60,8 @@ def lab(place, tmp_path_factory):
     options = [f'--port={port}', '--ip=127.0.0.1', '--no-browser', '--allow-root', '--expose-app-in-browser',
                '--IdentityProvider.token=', '--ServerApp.password=', f'--ServerApp.root_dir={folder}']
     command = [sys.executable, '-m', 'jupyterlab', *options]
-    with open(place/'lab.log', 'w') as log: server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
+    with open(place/'lab.log', 'w') as log:
+        server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
     try:
         wait_for(f'http://127.0.0.1:{port}/api/status', server, place/'lab.log')
         yield f'http://127.0.0.1:{port}/doc/tree/20_masks.ipynb'

@@ -23,13 +23,16 @@ def test_help_says_what_to_do_next():
 
 
 def test_every_command_has_help():
-    for command in ('doctor', 'reports', 'reports run', 'reports list', 'reports index', 'actions make', 'pretrain', 'probe'):
+    for command in ('doctor', 'reports', 'reports run', 'reports list', 'reports index', 'actions make', 'pretrain',
+                    'probe'):
         shown = cli.invoke(app, [*command.split(), '--help'])
         assert shown.exit_code == 0 and 'Usage' in shown.stdout
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys, jepa.cli; print(sorted({'torch', 'pandas', 'matplotlib', 'papermill', 'IPython'} & set(sys.modules)))"
+    code = '''
+import sys, jepa.cli
+print(sorted({'torch', 'pandas', 'matplotlib', 'papermill', 'IPython'} & set(sys.modules)))'''
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what an encoder sees: the claims behind them, any checkpoint, any video or image, and the page of `jepa view`"""
+"""Pictures of what an encoder sees: the claims behind them, any checkpoint, any file, and the page of `jepa view`"""
 import os, re
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -194,8 +194,8 @@ def test_an_assembled_jepa_has_the_loss_of_the_file(tmp_path, place):
 def run(place):
     clips = ActionsConfig(classes=('move_right', 'grow'), train=4, val=0, size=40, num_frames=16, level='easy')
     manifest = read_manifest(make_actions(clips, progress=False))
-    config = train_config('toy', num_frames=4, stride=2, pixels=32, patch_size=8, epochs=1, batch_size=4, monitor_clips=4,
-                          predictor=PredictorConfig(embed_dim=24, depth=1),
+    config = train_config('toy', num_frames=4, stride=2, pixels=32, patch_size=8, epochs=1, batch_size=4,
+                          monitor_clips=4, predictor=PredictorConfig(embed_dim=24, depth=1),
                           masks=(MultiBlock(num_blocks=2, spatial_scale=(.3, .3)),))
     return pretrain(config, manifest, place/'run', progress=False)
 
@@ -226,8 +226,8 @@ def test_mistakes_are_one_line(run, video, tmp_path):
     torch.save({'a': torch.zeros(1)}, tmp_path/'no.pt')
     for file, encoder, words, hint in [
             (tmp_path/'no.mp4', run.folder, '', 'no.mp4'), (tmp_path/'nowhere.mp4', run.folder, '', 'no such file'),
-            (video, tmp_path/'no.pt', '', 'no encoder of a layout'), (video, run.folder, '--patch 1,2', 'TIME,ROW,COLUMN'),
-            (video, run.folder, '--patch 9,0,0', 'outside the grid'), (video, run.folder, '--block 9', '2 blocks')]:
+            (video, tmp_path/'no.pt', '', 'no encoder of a layout'), (video, run.folder, '--block 9', '2 blocks'),
+            (video, run.folder, '--patch 9,0,0', 'outside the grid'), (video, run.folder, '--patch 1,2', 'TIME,ROW,COLUMN')]:
         shown = jepa_view(file, encoder, tmp_path/'seen', *words.split())
         [line] = shown.stderr.strip().splitlines()
         assert shown.exit_code == 2 and hint in line, shown.output
@@ -246,8 +246,8 @@ def test_the_report_on_files_and_a_checkpoint_of_ones_own(place, video, tmp_path
     import json, pandas as pd
     from jepa.report import run_reports
     Image.fromarray(frames()[0]).save(tmp_path/'one.png')
-    small = dict(videos=8, epochs=1, num_frames=4, stride=8, pixels=32, patch_size=8, predictor_dim=24, predictor_depth=1,
-                 video_pixels=36, monitor_clips=8, batch_size=4, clips=8, view_pixels=64)
+    small = dict(videos=8, epochs=1, num_frames=4, stride=8, pixels=32, patch_size=8, predictor_dim=24,
+                 predictor_depth=1, video_pixels=36, monitor_clips=8, batch_size=4, clips=8, view_pixels=64)
     own = dict(files=f'{video},{tmp_path}/one.png', checkpoint=str(golden_file(tmp_path, 'vjepa1_uniform')))
     [outcome] = run_reports(['nano_fig4_features'], 'quick', small | own, progress=False)
     assert outcome.status == 'made', outcome.why
