@@ -344,6 +344,8 @@ def decode_safely(
 @dataclass(frozen=True)
 class ClipConfig(Config):
     "How clips are taken from a video"
+    ranges = dict(num_frames='[1, 4096]', stride='[1, 10000]', segments='[1, 1000]',
+                  size='[1, 8192]', store='[0, 8192]')
     num_frames: int = 16       # frames of a clip
     stride: int = 4            # distance between them, in frames of the file
     segments: int = 1          # clips per video, spread over its length
@@ -354,9 +356,6 @@ class ClipConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ('num_frames', 'stride', 'segments', 'size'):
-            value = getattr(self, name)
-            if value < 1: raise ValueError(f'ClipConfig.{name} must be at least 1, not {value}')
         if self.views not in (1, 3): raise ValueError(f'ClipConfig.views must be 1 or 3, not {self.views}')
         if 0 != self.store < self.size:
             raise ValueError(f'ClipConfig.store is {self.store}, smaller than the {self.size} that the network sees')

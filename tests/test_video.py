@@ -1,9 +1,10 @@
 "Every real and odd file opens; decoders agree; damaged files end as `VideoError`; clips lie inside their video"
 import os, pickle, signal, time
+from dataclasses import dataclass
 from pathlib import Path
 import av, numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
-from jepa.core import generator
+from jepa.core import Config, generator, load_settings
 from jepa.video import *
 
 root = Path(__file__).resolve().parents[1]
@@ -208,6 +209,30 @@ def test_short_video_is_refused_with_what_it_lacks(video):
     with pytest.raises(VideoError, match='60 frames, but 16 at stride 4 need 61'):
         decode_clips(video, ClipConfig(short='refuse', size=56))
 
-def test_clip_config_refuses_nonsense():
-    for wrong in (dict(views=2), dict(stride=0), dict(size=112, store=64)):
-        with pytest.raises(ValueError): ClipConfig(**wrong)
+@pytest.mark.parametrize('wrong', [
+    dict(views=2), dict(stride=0), dict(segments=100_000), dict(num_frames=0), dict(size=-1), dict(size=112, store=64)])
+def test_clip_config_refuses_nonsense(wrong):
+    with pytest.raises(ValueError, match=f'ClipConfig.{[*wrong][-1]}'): ClipConfig(**wrong)
+
+@pytest.mark.parametrize('text, message', [
+    ('[compute]\nworkers = -1', r'workers must lie in \[0, 1024\], not -1'),
+    ('[compute]\nthreads = 0', 'Settings.threads'),
+    ('[video]\ntimeout = nan', 'Settings.timeout'), ('[video]\ntimeout = inf', 'Settings.timeout'),
+    ('[video]\ntimeout = 0', 'Settings.timeout'), ('[video]\nmax_skipped = 1.1', 'Settings.max_skipped')])
+def test_settings_out_of_range_name_file_and_key(tmp_path, text, message):
+    (tmp_path/'settings.ini').write_text(text)
+    with pytest.raises(ValueError, match=message) as e: load_settings(tmp_path/'settings.ini')
+    assert str(tmp_path/'settings.ini') in str(e.value)
+
+def test_ranges_hold_for_every_number_of_a_field_and_are_inherited():
+    @dataclass(frozen=True)
+    class Base(Config):
+        ranges = dict(momentum='[0, 1]')
+        momentum: tuple[float, float] = (0.9, 1.)
+    @dataclass(frozen=True)
+    class Derived(Base):
+        ranges = dict(lr='(0, inf)')
+        lr: float | None = None
+    Derived(momentum=(0, 1), lr=1e-3)
+    for wrong in (dict(momentum=(5, 9)), dict(momentum=(0.5, float('nan'))), dict(lr=0.), dict(lr=float('inf'))):
+        with pytest.raises(ValueError, match=f'Derived.{[*wrong][0]} must lie in'): Derived(**wrong)
