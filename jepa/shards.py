@@ -226,8 +226,9 @@ def remote_shards(
 )->Shards:
     "Shards of a web server: the index now, each shard when it is read"
     out, url = Path(out), url.rstrip('/')
-    if keep <= ShardClips.window:
-        raise ValueError(f'keep must be more than the {ShardClips.window} shards that are shuffled together, not {keep}')
+    window = ShardClips.window
+    if keep <= window:
+        raise ValueError(f'keep must be more than the {window} shards that are shuffled together, not {keep}')
     for name in ('index.csv', 'shards.json'): download(f'{url}/{name}', out/name, progress=progress)
     write_json(out/'source.json', dict(url=url, keep=keep))
     return read_shards(out)
