@@ -334,7 +334,6 @@ def unfinished(self:Run) -> str:
     "Why the run is not finished; '' if it is"
     file = self.folder/'done.json'
     if not file.exists(): return 'it was not trained to its end'
-    if reason := damage(self.folder/CHECKPOINT): return reason
     try: config, state, steps = self.config, self.state(), read_json(file, AGAIN)['steps']
     except (KeyError, TypeError, ValueError, FileNotFoundError) as e: return str(e)
     step, epoch = state['step'], state['meters'][-1]['epoch'] if state['meters'] else 'none'
