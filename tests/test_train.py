@@ -2,8 +2,10 @@
 import json
 import os
 import platform
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -323,6 +325,25 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='y.pt'): load_checkpoint(tmp_path/'y.pt')
 
 
+@pytest.mark.parametrize('wrong, interval', [
+    (dict(lr=-1), '[0, inf)'), (dict(lr=float('nan')), '[0, inf)'), (dict(weight_decay=float('inf')), '[0, inf)'),
+    (dict(ema=(5, 9)), '[0, 1]'), (dict(epochs=0), '[1, '), (dict(batch_size=-4), '[1, '),
+    (dict(stretch=.5), '[1, inf)'),
+    (dict(loss_exp=0), '(0, inf)')])
+def test_numbers_out_of_range_are_named_with_their_range(wrong, interval):
+    [name] = wrong
+    message = re.escape(f'TrainConfig.{name} must lie in {interval}') + '.*not'
+    with pytest.raises(ValueError, match=message): CONFIG.replace(**wrong)
+
+
+@pytest.mark.parametrize('make, words', [
+    (lambda: PredictorConfig(depth=0), 'PredictorConfig.depth must lie in [1, 10000], not 0'),
+    (lambda: Objective(weight=2.), 'Objective.weight must lie in [0, 1], not 2.0'),
+    (lambda: Objective(target_layers=0), 'Objective.target_layers must lie in [1, 10000], not 0')])
+def test_parts_of_a_configuration_have_ranges_too(make, words):
+    with pytest.raises(ValueError, match=re.escape(words)): make()
+
+
 def test_configuration_survives_json():
     assert TrainConfig.from_dict(json.loads(json.dumps(CONFIG.to_dict()))) == CONFIG
 
@@ -366,6 +387,23 @@ def test_two_processes_of_the_command_line_give_the_curve_of_one(place, manifest
     assert alone.done and two.done and len(alone.steps) == 36
     assert np.allclose(alone.steps.loss, two.steps.loss, rtol=1e-4)
     assert np.allclose(alone.epochs.loss, two.epochs.loss, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_launchers_on_two_addresses_give_the_curve_of_one(place, manifest, float32, alone):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    machines = []
+    for rank in '01':
+        launcher = ['-m', 'torch.distributed.run', '--nnodes', '2', '--nproc_per_node', '1', '--node_rank', rank,
+                    '--master_addr', '127.0.0.1', '--master_port', port, '--local_addr', f'127.0.0.{int(rank) + 1}']
+        command = of_command_line(launcher, manifest, place/'apart')
+        machines.append(subprocess.Popen(command, env=float32, stderr=subprocess.PIPE, text=True))
+    for machine in machines:
+        message = machine.communicate(timeout=300)[1]
+        assert machine.returncode == 0, message[-2000:]
+    assert np.allclose(Run(place/'apart').steps.loss, alone.steps.loss, rtol=1e-4)
 
 
 @pytest.mark.slow
