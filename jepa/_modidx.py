@@ -603,6 +603,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'jepa.masks.Grid.of': ('masks.html#grid.of', 'jepa/masks.py'),
                             'jepa.masks.Grid.tokens': ('masks.html#grid.tokens', 'jepa/masks.py'),
                             'jepa.masks.MaskConfig': ('masks.html#maskconfig', 'jepa/masks.py'),
+                            'jepa.masks.MaskConfig.__post_init__': ('masks.html#maskconfig.__post_init__', 'jepa/masks.py'),
                             'jepa.masks.MaskConfig.from_dict': ('masks.html#maskconfig.from_dict', 'jepa/masks.py'),
                             'jepa.masks.MaskPair': ('masks.html#maskpair', 'jepa/masks.py'),
                             'jepa.masks.MaskPair.to': ('masks.html#maskpair.to', 'jepa/masks.py'),
