@@ -12,6 +12,7 @@ COURSE = {
     'begin': {
         '00_core': 'How do mistakes name themselves, and why does a number need an interval?',
         '01_papers': 'What do the papers print, and how do our numbers stand beside theirs?',
+        '02_identity': 'Which code is a result made from?',
     },
     'video': {
         '10_video': 'How does a file become frames, and what if it is damaged?',
