@@ -8,10 +8,10 @@ __all__ = ['SETTINGS_SECTIONS', 'fix_torchvision', 'nearest', 'Config', 'short_h
            'generator', 'seeded', 'write_beside', 'write_json', 'wilson', 'percent', 'style', 'show_frames']
 
 # %% ../nbs/00_core.ipynb #ba88a6fc
-import configparser, dataclasses, difflib, hashlib, json, os, platform, shutil, tempfile, types, typing
+import configparser, difflib, hashlib, json, os, platform, shutil, sys, types, typing
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, asdict, replace
-from importlib import metadata
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata, util
 from pathlib import Path
 import numpy as np
 
@@ -21,16 +21,21 @@ import torch
 # %% ../nbs/00_core.ipynb #ad433cdf
 _tv_library = None
 
+def _declare_operators() -> torch.library.Library:
+    "Declare the two operators that torchvision's Python code asks for"
+    library = torch.library.Library('torchvision', 'DEF')
+    signature = '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
+    for operator in ('nms', 'qnms'): library.define(operator + signature)
+    return library
+
 def fix_torchvision() -> bool: # True if the operators had to be declared
     "Make `import torchvision` work where its compiled part cannot load"
     global _tv_library
     try: import torchvision
     except RuntimeError as e:
         if 'torchvision::nms' not in str(e): raise
-        import sys
         for name in [m for m in sys.modules if m.split('.')[0] == 'torchvision']: del sys.modules[name]
-        _tv_library = torch.library.Library('torchvision', 'DEF')
-        for op in ('nms', 'qnms'): _tv_library.define(f'{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        _tv_library = _declare_operators()
         import torchvision
     return _tv_library is not None
 
@@ -46,30 +51,56 @@ def nearest(
     return f"did you mean '{close[0]}'?" if close else f"valid names: {', '.join(sorted(map(str, valid)))}"
 
 # %% ../nbs/00_core.ipynb #594d6ae0
+def _wrong_type(value, kind, where):
+    return TypeError(f"{where} must be {getattr(kind, '__name__', kind)}, not {type(value).__name__}: {value!r}")
+
 def _coerce(value, kind, where):
     "`value` as `kind`, or a `TypeError` that names `where`"
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
     if kind is typing.Any: return value
-    if origin in (typing.Union, types.UnionType):
-        for option in args:
-            try: return _coerce(value, option, where)
-            except (TypeError, ValueError): pass
-        names = [repr(v) for o in args for v in (typing.get_args(o) if typing.get_origin(o) is typing.Literal else [getattr(o, '__name__', o)])]
-        raise TypeError(f"{where} must be {' or '.join(map(str, names))}, not {value!r}")
-    elif origin is typing.Literal:
-        if value in args: return value
-        raise ValueError(f"{where} is {value!r}; {nearest(value, args)}")
-    elif origin is tuple and isinstance(value, (list, tuple)):
-        if len(args) == 2 and args[1] is Ellipsis: return tuple(_coerce(v, args[0], where) for v in value)
-        if len(args) == len(value): return tuple(_coerce(v, a, where) for v, a in zip(value, args))
-        raise TypeError(f"{where} takes {len(args)} values, not {len(value)}: {value!r}")
-    elif origin is dict and isinstance(value, dict): return value
-    elif isinstance(kind, type):
-        if isinstance(value, dict) and issubclass(kind, Config): return kind.from_dict(value)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool): return float(value)
-        if kind is int and isinstance(value, bool): pass
-        elif isinstance(value, kind): return value
-    raise TypeError(f"{where} must be {getattr(kind, '__name__', kind)}, not {type(value).__name__}: {value!r}")
+    if origin in (typing.Union, types.UnionType): return _coerce_union(value, kind, where)
+    if origin is typing.Literal: return _coerce_literal(value, kind, where)
+    if origin is tuple and isinstance(value, (list, tuple)): return _coerce_tuple(value, kind, where)
+    if origin is dict and isinstance(value, dict): return value
+    if isinstance(kind, type): return _coerce_class(value, kind, where)
+    raise _wrong_type(value, kind, where)
+
+# %% ../nbs/00_core.ipynb #3022dbe8
+def _coerce_class(value, kind, where):
+    "A dictionary becomes a `Config`, a whole number a float; a truth value is no number"
+    if isinstance(value, dict) and issubclass(kind, Config): return kind.from_dict(value)
+    if isinstance(value, bool) and kind in (int, float): raise _wrong_type(value, kind, where)
+    if isinstance(value, int) and kind is float: return float(value)
+    if isinstance(value, kind): return value
+    raise _wrong_type(value, kind, where)
+
+def _coerce_tuple(value, kind, where):
+    "Item by item"
+    kinds = typing.get_args(kind)
+    if len(kinds) == 2 and kinds[1] is Ellipsis: kinds = kinds[:1]*len(value)
+    if len(kinds) != len(value): raise TypeError(f"{where} takes {len(kinds)} values, not {len(value)}: {value!r}")
+    return tuple(_coerce(v, k, where) for v, k in zip(value, kinds))
+
+# %% ../nbs/00_core.ipynb #754661bc
+def _coerce_literal(value, kind, where):
+    "One of the values that the annotation lists"
+    values = typing.get_args(kind)
+    if value in values: return value
+    raise ValueError(f"{where} is {value!r}; {nearest(value, values)}")
+
+def _option_names(kind):
+    "What an annotation allows, as words of a message"
+    if typing.get_origin(kind) is typing.Literal: return [repr(v) for v in typing.get_args(kind)]
+    return [getattr(kind, '__name__', str(kind))]
+
+def _coerce_union(value, kind, where):
+    "The first option that takes `value`"
+    options = typing.get_args(kind)
+    for option in options:
+        try: return _coerce(value, option, where)
+        except (TypeError, ValueError): pass
+    names = [name for option in options for name in _option_names(option)]
+    raise TypeError(f"{where} must be {' or '.join(names)}, not {value!r}")
 
 # %% ../nbs/00_core.ipynb #92228e1f
 @dataclass(frozen=True)
@@ -78,7 +109,8 @@ class Config:
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))
         for f in fields(self):
-            object.__setattr__(self, f.name, _coerce(getattr(self, f.name), hints[f.name], f'{type(self).__name__}.{f.name}'))
+            where = f'{type(self).__name__}.{f.name}'
+            object.__setattr__(self, f.name, _coerce(getattr(self, f.name), hints[f.name], where))
 
     @classmethod
     def from_dict(cls, d:dict):
@@ -123,21 +155,24 @@ def expect_fail(
 @dataclass(frozen=True)
 class Settings(Config):
     "The machine; every field is one key of `settings.ini`"
-    data: Path = Path('data')              # datasets and manifests
-    runs: Path = Path('runs')              # pretraining runs
-    cache: Path = Path('data/cache')       # decoded clips and features
+    data: Path = Path('data')               # datasets and manifests
+    runs: Path = Path('runs')               # pretraining runs
+    cache: Path = Path('data/cache')        # decoded clips and features
     results: Path = Path('reports/results') # what reports make
-    device: str = 'auto'                   # auto, cpu, cuda, cuda:N, mps
+    device: str = 'auto'                    # auto, cpu, cuda, cuda:N, mps
     precision: typing.Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'
     threads: typing.Literal['auto'] | int = 'auto'
     workers: typing.Literal['auto'] | int = 'auto'
     decoder: typing.Literal['auto', 'decord', 'pyav'] = 'auto'
-    timeout: float = 60.                   # seconds for decoding one file
-    max_skipped: float = 0.05              # share of unreadable files above which a run stops
+    timeout: float = 60.                    # seconds for decoding one file
+    max_skipped: float = 0.05               # share of unreadable files above which a run stops
     tier: typing.Literal['quick', 'standard', 'paper'] = 'quick'
 
-SETTINGS_SECTIONS = dict(paths=['data', 'runs', 'cache', 'results'], compute=['device', 'precision', 'threads', 'workers'],
-                 video=['decoder', 'timeout', 'max_skipped'], reports=['tier'])
+SETTINGS_SECTIONS = dict(
+    paths=['data', 'runs', 'cache', 'results'],
+    compute=['device', 'precision', 'threads', 'workers'],
+    video=['decoder', 'timeout', 'max_skipped'],
+    reports=['tier'])
 
 # %% ../nbs/00_core.ipynb #f4d86913
 def repo_root(
@@ -158,41 +193,67 @@ def _number(text):
         except ValueError: pass
     return text
 
+def _path_from(folder, text) -> Path:
+    "A path as written in a file of `folder`"
+    return (folder/Path(text).expanduser()).resolve()
+
+def _read_ini(path) -> configparser.ConfigParser:
+    "The sections of a file"
+    parser = configparser.ConfigParser(inline_comment_prefixes=('#',), interpolation=None)
+    try: parser.read_string(path.read_text(), source=str(path))
+    except configparser.Error as e: raise ValueError(f'{path} is not a settings file: {e}') from None
+    return parser
+
+def _settings_in(path) -> dict:
+    "What a file sets, with its sections and keys checked"
+    values, parser = {}, _read_ini(path)
+    for section in parser.sections():
+        if section not in SETTINGS_SECTIONS:
+            raise KeyError(f"{path}: no section [{section}]; {nearest(section, SETTINGS_SECTIONS)}")
+        names = SETTINGS_SECTIONS[section]
+        for key, text in parser[section].items():
+            if key not in names: raise KeyError(f"{path}: no '{key}' in [{section}]; {nearest(key, names)}")
+            values[key] = _path_from(path.parent, text) if section == 'paths' else _number(text)
+    return values
+
+# %% ../nbs/00_core.ipynb #5efd25b3
 def load_settings(
     path=None # a settings file; `$JEPA_SETTINGS`, else the nearest `settings.ini` above the working directory
 )->Settings:
     "Read and check the settings; unknown sections or keys are errors that name the nearest valid one"
-    path = Path(path or os.environ.get('JEPA_SETTINGS') or repo_root()/'settings.ini')
-    parser = configparser.ConfigParser(inline_comment_prefixes=('#',), interpolation=None)
-    if path.exists():
-        try: parser.read_string(path.read_text(), source=str(path))
-        except configparser.Error as e: raise ValueError(f'{path} is not a settings file: {e}') from None
-    elif os.environ.get('JEPA_SETTINGS'): raise FileNotFoundError(f'JEPA_SETTINGS names {path}, which does not exist')
-    values = {}
-    for section in parser.sections():
-        if section not in SETTINGS_SECTIONS: raise KeyError(f"{path}: no section [{section}]; {nearest(section, SETTINGS_SECTIONS)}")
-        for key, text in parser[section].items():
-            if key not in SETTINGS_SECTIONS[section]: raise KeyError(f"{path}: no '{key}' in [{section}]; {nearest(key, SETTINGS_SECTIONS[section])}")
-            values[key] = (path.parent/Path(text).expanduser()).resolve() if section == 'paths' else _number(text)
-    for key in SETTINGS_SECTIONS['paths']: values.setdefault(key, (path.parent/getattr(Settings, key)).resolve())
+    wish = os.environ.get('JEPA_SETTINGS')
+    path = Path(path or wish or repo_root()/'settings.ini')
+    if wish and not path.exists(): raise FileNotFoundError(f'JEPA_SETTINGS names {path}, which does not exist')
+    values = {key: _path_from(path.parent, getattr(Settings, key)) for key in SETTINGS_SECTIONS['paths']}
+    if path.exists(): values |= _settings_in(path)
     try: return Settings.from_dict(values)
     except (TypeError, ValueError) as e: raise type(e)(f'{path}: {e}') from None
 
 # %% ../nbs/00_core.ipynb #02f527bb
+def _has_device(kind) -> bool:
+    "Has this machine a device of the type `kind`?"
+    if kind == 'cuda': return torch.cuda.is_available()
+    return torch.backends.mps.is_available() if kind == 'mps' else True
+
 def pick_device(
     wish:str='auto' # `Settings.device`
 )->tuple[torch.device, str]: # the device, and why
     "The device that computes, and why"
     if wish != 'auto':
         device = torch.device(wish)
-        ok = dict(cuda=torch.cuda.is_available, mps=torch.backends.mps.is_available).get(device.type, lambda: True)()
-        if not ok: raise ValueError(f"device '{wish}' is set in settings.ini, but this machine has none; use 'auto' or 'cpu'")
-        return device, 'set in settings.ini'
+        if _has_device(device.type): return device, 'set in settings.ini'
+        raise ValueError(f"device '{wish}' is set in settings.ini, but this machine has none; use 'auto' or 'cpu'")
     if torch.cuda.is_available(): return torch.device('cuda'), f'{torch.cuda.get_device_name()} is available'
     if torch.backends.mps.is_available(): return torch.device('mps'), "Apple's GPU is available"
     return torch.device('cpu'), 'no GPU was found'
 
 # %% ../nbs/00_core.ipynb #0c5f7eaf
+def _cpu_precision():
+    "What the processor multiplies fastest, and why"
+    if torch.cpu._is_amx_tile_supported(): return 'bfloat16', 'the processor has AMX'
+    if torch.cpu._is_avx512_bf16_supported(): return 'bfloat16', 'the processor has AVX-512 BF16'
+    return 'float32', 'the processor has no bfloat16 instructions'
+
 def pick_precision(
     wish:str='auto', # `Settings.precision`
     device=None      # the device; `pick_device` by default
@@ -200,12 +261,10 @@ def pick_precision(
     "The precision of matrix products, and why"
     device = torch.device(device or pick_device()[0])
     if wish != 'auto': return wish, 'set in settings.ini'
-    if device.type == 'cuda': return ('bfloat16', 'the GPU has bfloat16') if torch.cuda.is_bf16_supported() else ('float32', 'the GPU has no bfloat16')
-    if device.type == 'cpu':
-        if torch.cpu._is_amx_tile_supported(): return 'bfloat16', 'the processor has AMX'
-        if torch.cpu._is_avx512_bf16_supported(): return 'bfloat16', 'the processor has AVX-512 BF16'
-        return 'float32', 'the processor has no bfloat16 instructions'
-    return 'float32', f'default on {device.type}'
+    if device.type == 'cpu': return _cpu_precision()
+    if device.type != 'cuda': return 'float32', f'default on {device.type}'
+    if torch.cuda.is_bf16_supported(): return 'bfloat16', 'the GPU has bfloat16'
+    return 'float32', 'the GPU has no bfloat16'
 
 # %% ../nbs/00_core.ipynb #bdcbe59b
 @dataclass(frozen=True)
@@ -221,6 +280,18 @@ def cores() -> int:
     "Processor cores that this process may use"
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
+def _pick_threads(wish):
+    "Threads of torch, and why; `OMP_NUM_THREADS` may only lower them"
+    threads, why = (cores(), 'all cores') if wish == 'auto' else (wish, 'set in settings.ini')
+    limit = os.environ.get('OMP_NUM_THREADS', '')
+    if limit.isdecimal() and 0 < int(limit) < threads: return int(limit), 'OMP_NUM_THREADS'
+    return threads, why
+
+def _pick_workers(wish):
+    "Decoding processes, and why"
+    return (min(cores(), 8), 'one per core, at most 8') if wish == 'auto' else (wish, 'set in settings.ini')
+
+# %% ../nbs/00_core.ipynb #a57828f7
 def machine(
     settings:Settings=None # read from `settings.ini` by default
 )->Machine:
@@ -228,33 +299,40 @@ def machine(
     s = settings or load_settings()
     device, why_device = pick_device(s.device)
     precision, why_precision = pick_precision(s.precision, device)
-    threads, limit = cores() if s.threads == 'auto' else s.threads, os.environ.get('OMP_NUM_THREADS', '')
-    limited = limit.isdecimal() and 0 < int(limit) < threads
-    if limited: threads = int(limit)
-    workers = min(cores(), 8) if s.workers == 'auto' else s.workers
+    threads, why_threads = _pick_threads(s.threads)
+    workers, why_workers = _pick_workers(s.workers)
     torch.set_num_threads(threads)
-    return Machine(device, precision, threads, workers, dict(device=why_device, precision=why_precision,
-        threads='OMP_NUM_THREADS' if limited else 'all cores' if s.threads == 'auto' else 'set in settings.ini', workers='one per core, at most 8' if s.workers == 'auto' else 'set in settings.ini'))
+    why = dict(device=why_device, precision=why_precision, threads=why_threads, workers=why_workers)
+    return Machine(device, precision, threads, workers, why)
 
 # %% ../nbs/00_core.ipynb #2d596366
+_packages = ('jepa', 'torch', 'torchvision', 'timm', 'decord', 'av', 'accelerate', 'nbdev', 'papermill')
+
+def _version(name):
+    try: return metadata.version(name)
+    except metadata.PackageNotFoundError: return 'not installed'
+
+def _free_space(folder):
+    "Free bytes where `folder` lies or will lie, as text"
+    place = next(p for p in [folder, *folder.parents] if p.exists())
+    return f'{shutil.disk_usage(place).free/2**30:.1f} GiB at {place}'
+
 def environment() -> dict[str, str]:
     "Versions, device, precision, decoders, disk and memory of this machine, as text"
-    import importlib.util, psutil
+    import psutil
     s = load_settings()
-    m = machine(s)
-    def version(name):
-        try: return metadata.version(name)
-        except metadata.PackageNotFoundError: return 'not installed'
-    decoders = [n for n, module in (('decord', 'decord'), ('pyav', 'av')) if importlib.util.find_spec(module)]
-    existing = next(p for p in [s.cache, *s.cache.parents] if p.exists())
-    free, memory = shutil.disk_usage(existing).free, psutil.virtual_memory()
-    return {'python': platform.python_version(), 'system': f'{platform.system()} {platform.machine()}, {cores()} cores',
-        **{p: version(p) for p in ('jepa', 'torch', 'torchvision', 'timm', 'decord', 'av', 'accelerate', 'nbdev', 'papermill')},
-        'torchvision operators': 'declared here (its compiled part does not load)' if _tv_library else 'its own',
-        'device': f"{m.device} ({m.why['device']})", 'precision': f"{m.precision} ({m.why['precision']})",
-        'threads': f"{m.threads} ({m.why['threads']})", 'decoding processes': f"{m.workers} ({m.why['workers']})",
-        'decoders': ', '.join(decoders) or 'none: install decord or av', 'settings': str(repo_root()/'settings.ini'),
-        'free disk': f'{free/2**30:.1f} GiB at {existing}', 'memory': f'{memory.available/2**30:.1f} of {memory.total/2**30:.1f} GiB free'}
+    m, memory = machine(s), psutil.virtual_memory()
+    decoders = [name for name, module in (('decord', 'decord'), ('pyav', 'av')) if util.find_spec(module)]
+    return {'python': platform.python_version(),
+            'system': f'{platform.system()} {platform.machine()}, {cores()} cores',
+            **{name: _version(name) for name in _packages},
+            'torchvision operators': 'declared here (its compiled part does not load)' if _tv_library else 'its own',
+            'device': f"{m.device} ({m.why['device']})", 'precision': f"{m.precision} ({m.why['precision']})",
+            'threads': f"{m.threads} ({m.why['threads']})", 'decoding processes': f"{m.workers} ({m.why['workers']})",
+            'decoders': ', '.join(decoders) or 'none: install decord or av',
+            'settings': str(repo_root()/'settings.ini'),
+            'free disk': _free_space(s.cache),
+            'memory': f'{memory.available/2**30:.1f} of {memory.total/2**30:.1f} GiB free'}
 
 # %% ../nbs/00_core.ipynb #71313eb2
 def seed_of(*name) -> int:
@@ -270,7 +348,8 @@ def generator(*name) -> torch.Generator:
 def seeded(*name):
     "Draws from torch's global generator inside the block depend on `name` alone"
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(*name)) # `torch.manual_seed` would also queue a call, with a stack trace, for a GPU that may come
+        # `torch.manual_seed` would also queue a call, with a stack trace, for a GPU that may come
+        torch.default_generator.manual_seed(seed_of(*name))
         yield
 
 # %% ../nbs/00_core.ipynb #c8810a8d
@@ -325,8 +404,15 @@ def style():
     "Small, quiet figures with colours that colour-blind eyes tell apart"
     import seaborn as sns
     sns.set_theme(style='whitegrid', palette='colorblind', context='notebook', font_scale=0.85)
-    plt.rcParams.update({'figure.dpi': 80, 'savefig.dpi': 110, 'figure.figsize': (6, 3.2), 'image.interpolation': 'nearest', 'figure.constrained_layout.use': True, 'axes.titlesize': 'medium'})
+    plt.rcParams.update({
+        'figure.dpi': 80,
+        'savefig.dpi': 110,
+        'figure.figsize': (6, 3.2),
+        'image.interpolation': 'nearest',
+        'figure.constrained_layout.use': True,
+        'axes.titlesize': 'medium'})
 
+# %% ../nbs/00_core.ipynb #57517da3
 def show_frames(
     frames,         # uint8 (T, H, W, 3), or float in 0..1
     n:int=8,        # how many to show, evenly spaced
@@ -339,7 +425,8 @@ def show_frames(
     at = np.unique(np.linspace(0, len(frames) - 1, min(n, len(frames))).round().astype(int))
     fig, axes = plt.subplots(1, len(at), figsize=(size*len(at), size + 0.35*bool(title) + 0.15), squeeze=False)
     for i, (ax, t) in enumerate(zip(axes[0], at)):
-        ax.imshow(frames[t]); ax.set_axis_off()
+        ax.imshow(frames[t])
+        ax.set_axis_off()
         ax.set_title(labels[i] if labels is not None else f'frame {t}', fontsize=7)
     if title: fig.suptitle(title, fontsize=9)
     return fig
