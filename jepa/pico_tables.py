@@ -466,7 +466,8 @@ def certainty_fields(calibration:pd.DataFrame, evaluations:dict)->dict:
     better = [m for m, e in members.items() if paired_difference(e, general)['low'] > 0]
     less = bool((of_parts < c.certainty['General']).all())
     vote = paired_difference(evaluations['Majority vote'], general)
-    return dict(less=less, word='all less certain' if less else 'not all less certain', better=len(better),
+    return dict(less=less, word='all less certain' if less else 'not all less certain',
+                better=f"{len(better) or 'none'} {'is' if len(better) < 2 else 'are'}",
                 general_certainty=c.certainty['General'], partial_certainty=of_parts.mean(), lowest=of_parts.min(),
                 highest=of_parts.max(), conclusion='does' if better and less else 'does not', **vote)
 
@@ -654,7 +655,7 @@ def variant_row(name:str, run:Run, exam:dict)->dict:
     own = run.epochs.iloc[-1]
     return dict(variant=name, seed=run.config.seed, own_loss=own.loss, own_over_mean=own.loss_over_mean,
                 exam_over_mean=exam['loss_over_mean'], exam_over_copy=exam['loss_over_copy'], rankme=exam['rankme'],
-                seconds=run.steps.seconds.median())
+                seconds=run.seconds.median())
 
 def compare_variants(
     base:PicoConfig,  # as described

@@ -94,7 +94,8 @@ def test_needed_videos_grow_with_the_square_of_the_gap():
 
 
 def test_bounds_around_a_vote():
-    right = {'General': [1, 1, 0, 0], 'Partial 1': [1, 0, 0, 0], 'Partial 2': [1, 1, 1, 0], 'Majority vote': [1, 1, 1, 1]}
+    right = {'General': [1, 1, 0, 0], 'Majority vote': [1, 1, 1, 1],
+             'Partial 1': [1, 0, 0, 0], 'Partial 2': [1, 1, 1, 0]}
     evaluations = {name: answers(r) for name, r in right.items()}
     assert list(members_of(evaluations)) == ['Partial 1', 'Partial 2'] and best_member(evaluations) == 'Partial 2'
     table = against_members(evaluations).set_index('against')
