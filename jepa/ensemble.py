@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import StackingClassifier, VotingClassifier
@@ -42,7 +43,10 @@ def stratified_parts(
     sizes = [len(a) for a in np.array_split(labels, sizes)] if isinstance(sizes, int) else list(sizes)
     if sum(sizes) > len(labels): raise ValueError(f'parts of {sizes} need {sum(sizes)} videos, there are {len(labels)}')
     place = np.empty(len(labels))
-    for c in np.unique(labels): place[rng.permutation(np.flatnonzero(labels == c))] = (np.arange((labels == c).sum()) + rng.random())/(labels == c).sum()
+    for c in np.unique(labels):
+        rows = np.flatnonzero(labels == c)
+        even = (np.arange(len(rows)) + rng.random())/len(rows)
+        place[rng.permutation(rows)] = even
     return [np.sort(part) for part in np.split(place.argsort(), np.cumsum(sizes))[:len(sizes)]]
 
 # %% ../nbs/31_ensemble.ipynb #47a436be
@@ -53,7 +57,10 @@ class Member(ClassifierMixin, BaseEstimator):
     def classes_(self): return np.arange(self.num_classes)
     def __sklearn_is_fitted__(self): return True
     def fit(self, X, y=None): return self
-    def predict_proba(self, X): return np.asarray(X)[:, self.index*self.num_classes:(self.index + 1)*self.num_classes] # (n, classes)
+
+    def predict_proba(self, X): # (n, members*classes) -> (n, classes)
+        return np.asarray(X)[:, self.index*self.num_classes:(self.index + 1)*self.num_classes]
+
     def predict(self, X): return self.predict_proba(X).argmax(1)
 
 # %% ../nbs/31_ensemble.ipynb #ad6b55c7
@@ -78,17 +85,17 @@ def make_combiner(
 ):
     "A fitted scikit-learn estimator over the table of probabilities"
     if rule not in RULES: raise ValueError(f"no rule '{rule}'; {nearest(rule, RULES)}")
-    if rule in ('weighted', 'stacking') and table is None: raise ValueError(f"the rule '{rule}' learns from validation clips; call ensemble.fit(validation)")
+    if rule in ('weighted', 'stacking') and table is None:
+        raise ValueError(f"the rule '{rule}' learns from validation clips; call ensemble.fit(validation)")
     members = [(f'member{i}', FrozenEstimator(Member(i, num_classes))) for i in range(num_members)]
-    if rule == 'stacking': return StackingClassifier(members, LogisticRegression(max_iter=2000), cv='prefit', stack_method='predict_proba').fit(table, labels)
+    if rule == 'stacking':
+        last = LogisticRegression(max_iter=2000)
+        return StackingClassifier(members, last, cv='prefit', stack_method='predict_proba').fit(table, labels)
     weights = [float((m.predict(table) == labels).mean()) for _, m in members] if rule == 'weighted' else None
-    return VotingClassifier(members, voting='hard' if rule == 'hard' else 'soft', weights=weights).fit(np.zeros((num_classes, num_members*num_classes)), np.arange(num_classes))
+    vote = VotingClassifier(members, voting='hard' if rule == 'hard' else 'soft', weights=weights)
+    return vote.fit(np.zeros((num_classes, num_members*num_classes)), np.arange(num_classes))
 
 # %% ../nbs/31_ensemble.ipynb #6b57a183
-def _clip_names(x) -> set:
-    "A hash of every clip's features"
-    return {short_hash([float(v) for v in row.astype(np.float64).ravel()], 16) for row in x.tokens[:, 0, ::max(1, x.tokens.shape[2]//4)].mean(1)}
-
 class Ensemble:
     "Probes that vote. Members that share an encoder share its features"
     def __init__(self,
@@ -98,82 +105,116 @@ class Ensemble:
         encoder_of:dict=None, # member -> name of the encoder whose features it reads, where there are several
         encoders:dict=None # name -> encoder, kept in the file
     ):
-        if not members: raise ValueError('an ensemble needs at least one member')
-        if rule not in RULES: raise ValueError(f"no rule '{rule}'; {nearest(rule, RULES)}")
-        if ties not in ('probability', 'first'): raise ValueError(f"no tie rule '{ties}'; {nearest(ties, ('probability', 'first'))}")
         self.members, self.rule, self.ties, self.encoders = dict(members), rule, ties, encoders or {}
-        self.encoder_of = encoder_of or (dict.fromkeys(members, next(iter(self.encoders))) if len(self.encoders) == 1 else {})
-        self.classes = next(iter(members.values())).classes
-        for name, m in members.items():
-            if m.classes != self.classes: raise ValueError(f"member '{name}' knows the classes {m.classes}, the first member {self.classes}")
-            if self.encoder_of and name not in self.encoder_of: raise ValueError(f"encoder_of does not say which features member '{name}' reads")
-            if self.encoder_of and self.encoders and self.encoder_of[name] not in self.encoders: raise ValueError(f"member '{name}' reads '{self.encoder_of[name]}', which is no encoder here; {nearest(self.encoder_of[name], self.encoders)}")
+        only = next(iter(self.encoders)) if len(self.encoders) == 1 else None
+        self.encoder_of = encoder_of or (dict.fromkeys(members, only) if only else {})
+        self._check()
         self.fitted = self._fitted_rule = None # table, labels and clips that the rule learned from; the estimator
 
-    def of(self, name, x) -> Features:
-        "What a member reads of `x`: `Features`, or one per encoder by name"
-        if not isinstance(x, dict):
-            if len(set(self.encoder_of.values())) > 1: raise ValueError(f"the members read features of {', '.join(dict.fromkeys(self.encoder_of.values()))}; give a dictionary with one `Features` for each")
-            return x
-        if name not in self.encoder_of: raise ValueError(f"features come by name, but encoder_of does not say which member '{name}' reads")
-        if self.encoder_of[name] not in x: raise KeyError(f"no features of '{self.encoder_of[name]}', which member '{name}' reads; there are {', '.join(x)}")
-        return x[self.encoder_of[name]]
-
-    def _first(self, x): return self.of(next(iter(self.members)), x)
-
-    def table(self, x) -> np.ndarray: # (n, members*classes)
-        "Probabilities of all members, side by side; `x`: `Features`, or one per encoder by name"
-        return np.concatenate([m.predict_proba(self.of(name, x)) for name, m in self.members.items()], axis=1)
-
-    def fit(self, validation):
-        "Learn weights or the stacking model from validation clips; the members stay as they are"
-        first = self._first(validation)
-        self.fitted = dict(table=self.table(validation), labels=np.asarray(first.labels), clips=_clip_names(first))
-        self._fitted_rule = None
-        return self
-
-    def combine(self, table) -> np.ndarray: # (n, classes)
-        "From the members' probabilities to the ensemble's; for a hard vote, shares of votes"
-        n = len(self.classes)
-        if self.rule == 'hard':
-            counts, mean = vote_counts(table, n), table.reshape(len(table), -1, n).mean(1)
-            shares = counts/counts.sum(1, keepdims=True)
-            return (shares + 1e-6*mean)/(1 + 1e-6) if self.ties == 'probability' else shares
-        known = dict(table=self.fitted['table'], labels=self.fitted['labels']) if self.fitted else {}
-        self._fitted_rule = self._fitted_rule or make_combiner(self.rule, len(self.members), n, **known)
-        return self._fitted_rule.predict_proba(table)
-
-    def predict_proba(self, x) -> np.ndarray: return self.combine(self.table(x))
-
-    def evaluate(self, x) -> Evaluation:
-        "Accuracy on clips that the rule has not learned from"
-        first = self._first(x)
-        if self.rule in ('weighted', 'stacking') and self.fitted and (both := len(self.fitted['clips'] & _clip_names(first))):
-            raise ValueError(f'{both} of these clips were used to fit the rule; evaluate on others')
-        return Evaluation(self.predict_proba(x), first.labels, self.classes)
-
-    def replace(self, rule:str, ties=None):
-        "The same members under another rule"
-        other = Ensemble(self.members, rule, ties or self.ties, self.encoder_of, self.encoders)
-        other.fitted = self.fitted
-        return other
-
-    def columns(self, names) -> np.ndarray:
-        "Where some members' probabilities lie in the table of all"
-        for name in names:
-            if name not in self.members: raise KeyError(f"no member '{name}'; {nearest(name, self.members)}")
-        n, order = len(self.classes), list(self.members)
-        return np.concatenate([np.arange(n) + n*order.index(name) for name in names])
-
-    def take(self, names):
-        "Some of the members under the same rule; a rule that learns does so again, from what it has kept of these"
-        if not names: raise ValueError('an ensemble needs at least one member')
-        columns, encoder_of = self.columns(names), {name: self.encoder_of[name] for name in names if name in self.encoder_of}
-        other = Ensemble({name: self.members[name] for name in names}, self.rule, self.ties, encoder_of, {e: self.encoders[e] for e in self.encoders if e in encoder_of.values()})
-        other.fitted = self.fitted and {**self.fitted, 'table': self.fitted['table'][:, columns]}
-        return other
+    @property
+    def classes(self) -> list: return next(iter(self.members.values())).classes
 
     def __repr__(self): return f'Ensemble({len(self.members)} members, {self.rule}, {len(self.classes)} classes)'
+
+# %% ../nbs/31_ensemble.ipynb #e1129532
+@patch
+def _check(self:Ensemble):
+    "Refuse rules, classes and encoders that do not fit"
+    if not self.members: raise ValueError('an ensemble needs at least one member')
+    if self.rule not in RULES: raise ValueError(f"no rule '{self.rule}'; {nearest(self.rule, RULES)}")
+    if self.ties not in (rules := ('probability', 'first')):
+        raise ValueError(f"no tie rule '{self.ties}'; {nearest(self.ties, rules)}")
+    for name in self.members: self._check_member(name)
+
+@patch
+def _check_member(self:Ensemble, name):
+    "Its classes are those of the first member, and its encoder is there"
+    classes = self.members[name].classes
+    if classes != self.classes:
+        raise ValueError(f"member '{name}' knows the classes {classes}, the first member {self.classes}")
+    if not self.encoder_of: return
+    if name not in self.encoder_of: raise ValueError(f"encoder_of does not say which features member '{name}' reads")
+    encoder = self.encoder_of[name]
+    if self.encoders and encoder not in self.encoders:
+        hint = nearest(encoder, self.encoders)
+        raise ValueError(f"member '{name}' reads '{encoder}', which is no encoder here; {hint}")
+
+# %% ../nbs/31_ensemble.ipynb #334999e0
+@patch
+def of(self:Ensemble,
+    name:str, # of a member
+    x         # `Features`, or a dictionary with one for each encoder
+)->Features:
+    "What a member reads of `x`"
+    if not isinstance(x, dict):
+        if len(set(self.encoder_of.values())) > 1:
+            names = ', '.join(dict.fromkeys(self.encoder_of.values()))
+            raise ValueError(f"the members read features of {names}; give a dictionary with one `Features` for each")
+        return x
+    if name not in self.encoder_of:
+        raise ValueError(f"features come by name, but encoder_of does not say which member '{name}' reads")
+    if (encoder := self.encoder_of[name]) not in x:
+        raise KeyError(f"no features of '{encoder}', which member '{name}' reads; there are {', '.join(x)}")
+    return x[encoder]
+
+@patch
+def first(self:Ensemble, x) -> Features:
+    "What the first member reads: its labels are everybody's"
+    return self.of(next(iter(self.members)), x)
+
+@patch
+def table(self:Ensemble, x) -> np.ndarray: # (n, members*classes)
+    "Probabilities of all members, side by side; `x`: `Features`, or one per encoder by name"
+    return np.concatenate([m.predict_proba(self.of(name, x)) for name, m in self.members.items()], axis=1)
+
+# %% ../nbs/31_ensemble.ipynb #0fbbf0e3
+def _clip_hashes(x:Features) -> set:
+    "A hash of every clip's features"
+    tokens = x.tokens[:, 0, ::max(1, x.tokens.shape[2]//4)].mean(1) # n, D
+    return {short_hash([float(v) for v in row.astype(np.float64).ravel()], 16) for row in tokens}
+
+@patch
+def fit(self:Ensemble, validation):
+    "Learn weights or the stacking model from validation clips; the members stay as they are"
+    x = self.first(validation)
+    self.fitted = dict(table=self.table(validation), labels=np.asarray(x.labels), clips=_clip_hashes(x))
+    self._fitted_rule = None
+    return self
+
+@patch
+def combine(self:Ensemble, table) -> np.ndarray: # (n, members*classes) -> (n, classes)
+    "From the members' probabilities to the ensemble's; for a hard vote, shares of votes"
+    n = len(self.classes)
+    if self.rule == 'hard':
+        counts, mean = vote_counts(table, n), table.reshape(len(table), -1, n).mean(1)
+        shares = counts/counts.sum(1, keepdims=True)
+        return (shares + 1e-6*mean)/(1 + 1e-6) if self.ties == 'probability' else shares
+    if not self._fitted_rule:
+        learned = {k: self.fitted[k] for k in ('table', 'labels')} if self.fitted else {}
+        self._fitted_rule = make_combiner(self.rule, len(self.members), n, **learned)
+    return self._fitted_rule.predict_proba(table)
+
+# %% ../nbs/31_ensemble.ipynb #99cb78f2
+@patch
+def predict_proba(self:Ensemble, x) -> np.ndarray: # (n, classes)
+    "The ensemble's probabilities; `x` as in `table`"
+    return self.combine(self.table(x))
+
+@patch
+def evaluate(self:Ensemble, x) -> Evaluation:
+    "Accuracy on clips that the rule has not learned from"
+    first = self.first(x)
+    if self.rule in ('weighted', 'stacking') and self.fitted:
+        shared = len(self.fitted['clips'] & _clip_hashes(first))
+        if shared: raise ValueError(f'{shared} of these clips were used to fit the rule; evaluate on others')
+    return Evaluation(self.predict_proba(x), first.labels, self.classes)
+
+@patch
+def replace(self:Ensemble, rule:str, ties=None):
+    "The same members under another rule"
+    other = Ensemble(self.members, rule, ties or self.ties, self.encoder_of, self.encoders)
+    other.fitted = self.fitted
+    return other
 
 # %% ../nbs/31_ensemble.ipynb #09821575
 def any_right(evaluations) -> tuple[int, int]: # right, n
@@ -197,33 +238,50 @@ def q_statistic(a:Evaluation, b:Evaluation) -> float: # nan where it is not defi
     top, bottom = both*neither - only_a*only_b, both*neither + only_a*only_b
     return float(top/bottom) if bottom else math.nan
 
-def diversity(evaluations:dict) -> pd.DataFrame: # a row per pair
+def diversity(
+    evaluations:dict # member -> `Evaluation`
+)->pd.DataFrame: # a row per pair
     "Disagreement and Q of all pairs of members"
     pairs = itertools.combinations(evaluations.items(), 2)
-    return pd.DataFrame([dict(a=a, b=b, disagreement=disagreement(x, y), q=q_statistic(x, y)) for (a, x), (b, y) in pairs])
+    rows = [dict(a=a, b=b, disagreement=disagreement(x, y), q=q_statistic(x, y)) for (a, x), (b, y) in pairs]
+    return pd.DataFrame(rows)
 
 # %% ../nbs/31_ensemble.ipynb #5cc17d27
 def certainty(e:Evaluation) -> np.ndarray: # (n,)
     "Top-1 probability"
     return e.probabilities.max(1)
 
-def calibration_bins(e:Evaluation, bins:int=10) -> pd.DataFrame: # certainty, accuracy, n of every bin that is not empty
+def _bin_numbers(e, bins): # (n,)
+    "Rounded, because shares of votes such as 1/2 lie on the edges of bins"
+    return np.clip(np.ceil(np.round(certainty(e)*bins, 4)).astype(int) - 1, 0, bins - 1)
+
+def calibration_bins(
+    e:Evaluation, bins:int=10
+)->pd.DataFrame: # certainty, accuracy, right, n of every bin that is not empty
     "Certainty against accuracy in equal bins of certainty"
-    which = np.clip(np.ceil(np.round(certainty(e)*bins, 4)).astype(int) - 1, 0, bins - 1) # rounded: the shares of votes, 1/2 among them, lie on the edges of bins
-    return pd.DataFrame([dict(certainty=certainty(e)[which == b].mean(), accuracy=e.correct[which == b].mean(), right=int(e.correct[which == b].sum()), n=int((which == b).sum())) for b in np.unique(which)])
+    number, rows = _bin_numbers(e, bins), []
+    for b in np.unique(number):
+        sure, correct = certainty(e)[number == b], e.correct[number == b]
+        rows.append(dict(certainty=sure.mean(), accuracy=correct.mean(), right=int(correct.sum()), n=len(correct)))
+    return pd.DataFrame(rows)
 
 def ece(e:Evaluation, bins:int=10) -> float:
     "Expected calibration error: mean |certainty - accuracy| over bins, weighted by their clips"
     t = calibration_bins(e, bins)
     return float((t.n*(t.certainty - t.accuracy).abs()).sum()/t.n.sum())
 
+# %% ../nbs/31_ensemble.ipynb #a28d1c04
 def brier(e:Evaluation) -> float:
     "Mean over clips of the squared distance between probabilities and truth"
     p = np.asarray(e.probabilities, dtype=float)
-    return float(brier_score_loss(e.labels, p/p.sum(1, keepdims=True), labels=np.arange(len(e.classes)), scale_by_half=False))
+    p = p/p.sum(1, keepdims=True)
+    return float(brier_score_loss(e.labels, p, labels=np.arange(len(e.classes)), scale_by_half=False))
 
 # %% ../nbs/31_ensemble.ipynb #7ee41081
-def plot_calibration(evaluations:dict, bins:int=10, ax=None):
+def plot_calibration(
+    evaluations:dict, # name -> `Evaluation`
+    bins:int=10, ax=None
+):
     "Reliability diagram; area of a dot: clips in the bin"
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(5.2, 3))[1]
@@ -232,18 +290,25 @@ def plot_calibration(evaluations:dict, bins:int=10, ax=None):
         t = calibration_bins(e, bins)
         [line] = ax.plot(t.certainty, t.accuracy, lw=1, label=f'{name} (ECE {ece(e, bins):.2f})')
         ax.scatter(t.certainty, t.accuracy, s=150*t.n/t.n.sum(), color=line.get_color())
-    ax.set(xlabel='certainty', ylabel='accuracy', xlim=(0, 1.02), ylim=(-.03, 1.03)); ax.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1, 1))
+    ax.set(xlabel='certainty', ylabel='accuracy', xlim=(0, 1.02), ylim=(-.03, 1.03))
+    ax.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1, 1))
     return ax.figure
 
 # %% ../nbs/31_ensemble.ipynb #faa98855
-def verdict(difference:dict) -> str: # from `paired_difference`
-    "Does the first model beat the second? supported, inconclusive or rejected"
+def verdict(
+    difference:dict # from `paired_difference`
+)->str: # supported, contradicted or inconclusive
+    "Does the first model beat the second? Its interval lies above 0, below 0, or contains 0"
     if difference['low'] > 0: return 'supported'
-    return 'inconclusive' if difference['points'] > 0 and difference['high'] > 0 else 'rejected'
+    return 'contradicted' if difference['high'] < 0 else 'inconclusive'
 
-def compare(evaluations:dict, reference:str) -> pd.DataFrame:
+def compare(
+    evaluations:dict, # name -> `Evaluation`, all of the same clips
+    reference:str     # name of one of them
+)->pd.DataFrame: # a row per other model: points, low, high, only_a, only_b, p, verdict
     "Every evaluation against one of them, on the same clips"
-    rows = [dict(model=name, **paired_difference(e, evaluations[reference])) for name, e in evaluations.items() if name != reference]
+    others = {name: e for name, e in evaluations.items() if name != reference}
+    rows = [dict(model=name, **paired_difference(e, evaluations[reference])) for name, e in others.items()]
     return pd.DataFrame([{**row, 'verdict': verdict(row)} for row in rows])
 
 # %% ../nbs/31_ensemble.ipynb #ac1faf45
@@ -254,7 +319,7 @@ class ImageConfig(Config):
     num_frames: int = 8
     height: int = 224         # pixels of a clip
     width: int = 224
-    tokens: Literal['frames', 'mean', 'change'] = 'frames' # one token per frame; or one for all: their mean, their standard deviation
+    tokens: Literal['frames', 'mean', 'change'] = 'frames' # one per frame; or one in all: mean, standard deviation
     pixels: int = 0           # frames are scaled to this; 0: what the backbone was made for
     pretrained: bool = False  # published weights; otherwise random ones
     seed: int = 0             # of random weights
@@ -267,39 +332,52 @@ class ImageConfig(Config):
     def tubelet_size(self) -> int: return 1 if self.tokens == 'frames' else self.num_frames
 
 def _backbone(c:ImageConfig) -> nn.Module:
+    "timm's model without its classifier"
     if not timm.is_model(c.name): raise KeyError(f"timm has no model '{c.name}'; {nearest(c.name, timm.list_models())}")
     with seeded(c.seed, 'weights'):
         try: return timm.create_model(c.name, pretrained=c.pretrained, num_classes=0)
-        except OSError as e: raise OSError(f"the published weights of '{c.name}' could not be fetched ({' '.join(str(e).split())[:80]}...); pretrained=False takes random ones") from None
+        except OSError as e: why = ' '.join(str(e).split())[:80]
+    raise OSError(f"the published weights of '{c.name}' could not be fetched ({why}...); "
+                  "pretrained=False takes random ones")
 
+# %% ../nbs/31_ensemble.ipynb #4e978437
 class ImageEncoder(nn.Module):
     "A frozen image backbone as an encoder of clips"
     def __init__(self, config:ImageConfig):
         super().__init__()
         self.backbone = _backbone(config)
-        made_for, D = self.backbone.pretrained_cfg, self.backbone.head_hidden_size
-        self.config = config.replace(embed_dim=D, num_heads=max(h for h in range(1, 9) if D % h == 0), pixels=config.pixels or made_for['input_size'][-1])
-        ours, theirs = (torch.tensor([imagenet_mean, imagenet_std]), torch.tensor([made_for['mean'], made_for['std']]))
-        self.register_buffer('scale', (ours[1]/theirs[1]).view(3, 1, 1))               # clips come with our mean and deviation,
-        self.register_buffer('shift', ((ours[0] - theirs[0])/theirs[1]).view(3, 1, 1)) # the backbone wants its own
+        native, D = self.backbone.pretrained_cfg, self.backbone.head_hidden_size
+        heads = max(h for h in range(1, 9) if D % h == 0)
+        self.config = config.replace(embed_dim=D, num_heads=heads, pixels=config.pixels or native['input_size'][-1])
+        mean, std = torch.tensor([imagenet_mean, imagenet_std]) # clips come with our mean and deviation,
+        its_mean, its_std = torch.tensor([native['mean'], native['std']]) # the backbone wants its own
+        self.register_buffer('scale', (std/its_std).view(3, 1, 1))
+        self.register_buffer('shift', ((mean - its_mean)/its_std).view(3, 1, 1))
         self.eval().requires_grad_(False)
 
     @property
-    def weights(self) -> str: return 'published weights' if self.config.pretrained else f'random weights (seed {self.config.seed})'
+    def weights(self) -> str:
+        "Where the weights come from, in words"
+        return 'published weights' if self.config.pretrained else f'random weights (seed {self.config.seed})'
 
-    def forward(self, clip): # (B, 3, T, H, W) -> (B, T or 1, D)
-        "A token per frame, or one for the clip"
-        T, c = clip.shape[2], self.config
-        frames = clip.transpose(1, 2).flatten(0, 1) # B*T, 3, H, W
-        if frames.shape[-1] != c.pixels or frames.shape[-2] != c.pixels: frames = F.interpolate(frames, size=(c.pixels, c.pixels), mode='bilinear')
-        x = self.backbone(frames*self.scale + self.shift).unflatten(0, (-1, T)) # B, T, D
-        return x if c.tokens == 'frames' else x.mean(1, keepdim=True) if c.tokens == 'mean' else x.std(1, keepdim=True, unbiased=False)
+    def __repr__(self):
+        c = self.config
+        return f'ImageEncoder({c.name} of timm, {self.weights}, {c.pixels} pixels, tokens: {c.tokens})'
 
-    def __repr__(self): return f'ImageEncoder({self.config.name} of timm, {self.weights}, {self.config.pixels} pixels, tokens: {self.config.tokens})'
+# %% ../nbs/31_ensemble.ipynb #5a8c2aa4
+@patch
+def forward(self:ImageEncoder, clip): # (B, 3, T, H, W) -> (B, T or 1, D)
+    "A token per frame, or one for the clip"
+    T, size, tokens = clip.shape[2], (self.config.pixels,)*2, self.config.tokens
+    frames = clip.transpose(1, 2).flatten(0, 1) # B*T, 3, H, W
+    if frames.shape[-2:] != size: frames = F.interpolate(frames, size=size, mode='bilinear')
+    x = self.backbone(frames*self.scale + self.shift).unflatten(0, (-1, T)) # B, T, D
+    if tokens == 'mean': return x.mean(1, keepdim=True)
+    return x.std(1, keepdim=True, unbiased=False) if tokens == 'change' else x
 
 # %% ../nbs/31_ensemble.ipynb #d93f5716
 class ChangeOverTime(nn.Module):
-    "An encoder, of whose features only their standard deviation over time is kept, at every place"
+    "An encoder of which only the features' standard deviation over time is kept, at every place"
     def __init__(self, encoder:Encoder):
         super().__init__()
         self.encoder = encoder
@@ -308,49 +386,84 @@ class ChangeOverTime(nn.Module):
     def forward(self, clip): # (B, C, T, H, W) -> (B, H*W, D)
         return self.encoder(clip).unflatten(1, (self.encoder.config.grid.T, -1)).std(1, unbiased=False)
 
+# %% ../nbs/31_ensemble.ipynb #663b08f3
+@patch
+def columns(self:Ensemble, names) -> np.ndarray:
+    "Where some members' probabilities lie in the table of all"
+    for name in names:
+        if name not in self.members: raise KeyError(f"no member '{name}'; {nearest(name, self.members)}")
+    n, order = len(self.classes), list(self.members)
+    return np.concatenate([np.arange(n) + n*order.index(name) for name in names])
+
+@patch
+def take(self:Ensemble, names):
+    "Some of the members under the same rule; a rule that learns does so again, from what it has kept of these"
+    if not names: raise ValueError('an ensemble needs at least one member')
+    encoder_of = {name: self.encoder_of[name] for name in names if name in self.encoder_of}
+    encoders = {e: self.encoders[e] for e in self.encoders if e in encoder_of.values()}
+    other = Ensemble({name: self.members[name] for name in names}, self.rule, self.ties, encoder_of, encoders)
+    other.fitted = self.fitted and {**self.fitted, 'table': self.fitted['table'][:, self.columns(names)]}
+    return other
+
 # %% ../nbs/31_ensemble.ipynb #c80038e5
 def _member_state(name, probe):
     "One member as tensors and plain values"
-    if not isinstance(probe.model, nn.Module): raise ValueError(f"member '{name}' is a '{probe.config.kind}' probe, which has no tensors to save; use linear, mlp or attentive")
+    if not isinstance(probe.model, nn.Module):
+        raise ValueError(f"member '{name}' is a '{probe.config.kind}' probe, which has no tensors to save; "
+                         "use linear, mlp or attentive")
     state = {k: v.cpu() for k, v in probe.model.state_dict().items()}
-    return dict(name=name, config=probe.config.to_dict(), dim=head_width(probe.model), num_heads=attention_heads(probe.model), state=state)
+    dim, num_heads = head_width(probe.model), attention_heads(probe.model)
+    return dict(name=name, config=probe.config.to_dict(), dim=dim, num_heads=num_heads, state=state)
 
 def _encoder_state(e):
     "An encoder as tensors and plain values"
     if isinstance(e, ChangeOverTime): return dict(kind='change', encoder=_encoder_state(e.encoder))
-    return dict(kind='image' if isinstance(e, ImageEncoder) else 'video', config=e.config.to_dict(), state={k: v.cpu() for k, v in e.state_dict().items()})
+    kind = 'image' if isinstance(e, ImageEncoder) else 'video'
+    return dict(kind=kind, config=e.config.to_dict(), state={k: v.cpu() for k, v in e.state_dict().items()})
 
-def _encoder_from(stored):
-    "What `_encoder_state` wrote"
-    kind = stored.get('kind', 'video')
-    if kind == 'change': return ChangeOverTime(_encoder_from(stored['encoder'])).eval()
-    if kind == 'video': encoder = Encoder(EncoderConfig.from_dict(stored['config']))
-    else:
-        config = ImageConfig.from_dict(stored['config'])
-        encoder = ImageEncoder(config.replace(pretrained=False)) # the weights are in the file
-        encoder.config = config
-    encoder.load_state_dict(stored['state'])
-    return encoder.eval()
-
-def save_ensemble(ensemble:Ensemble, file):
+# %% ../nbs/31_ensemble.ipynb #b61faa7e
+def save_ensemble(
+    ensemble:Ensemble,
+    file # a path
+):
     "Write an ensemble, whole or not at all"
-    fitted = ensemble.fitted and dict(table=torch.as_tensor(ensemble.fitted['table']), labels=torch.as_tensor(ensemble.fitted['labels']), clips=sorted(ensemble.fitted['clips']))
-    encoders = {name: _encoder_state(e) for name, e in ensemble.encoders.items()}
-    state = dict(members=[_member_state(*m) for m in ensemble.members.items()], classes=ensemble.classes, rule=ensemble.rule, ties=ensemble.ties, encoder_of=ensemble.encoder_of, fitted=fitted, encoders=encoders)
+    e, rule = ensemble, ensemble.fitted
+    if rule: rule = dict(table=torch.as_tensor(rule['table']), labels=torch.as_tensor(rule['labels']),
+                         clips=sorted(rule['clips']))
+    state = dict(members=[_member_state(*m) for m in e.members.items()], classes=e.classes, rule=e.rule, ties=e.ties,
+                 encoder_of=e.encoder_of, fitted=rule,
+                 encoders={name: _encoder_state(encoder) for name, encoder in e.encoders.items()})
     with write_beside(file) as temporary: torch.save(state, temporary)
 
+# %% ../nbs/31_ensemble.ipynb #9a867ed4
+def _encoder_from(state):
+    "What `_encoder_state` wrote"
+    kind = state.get('kind', 'video')
+    if kind == 'change': return ChangeOverTime(_encoder_from(state['encoder'])).eval()
+    if kind == 'video': encoder = Encoder(EncoderConfig.from_dict(state['config']))
+    else:
+        config = ImageConfig.from_dict(state['config'])
+        encoder = ImageEncoder(config.replace(pretrained=False)) # the weights are in the file
+        encoder.config = config
+    encoder.load_state_dict(state['state'])
+    return encoder.eval()
+
+def _member_from(m, classes) -> Probe:
+    "What `_member_state` wrote"
+    config = ProbeConfig.from_dict(m['config'])
+    head = make_head(config, m['dim'], m['num_heads'], len(classes))
+    head.load_state_dict(m['state'])
+    return Probe(config, head.eval(), classes)
+
+# %% ../nbs/31_ensemble.ipynb #017c11d2
 def load_ensemble(file) -> Ensemble:
     "Read an ensemble back"
     state = torch.load(file, weights_only=True, map_location='cpu')
     for key in ('members', 'rule', 'classes'):
         if not isinstance(state, dict) or key not in state: raise KeyError(f"{file} is no ensemble: it has no '{key}'")
-    members = {}
-    for m in state['members']:
-        config = ProbeConfig.from_dict(m['config'])
-        head = make_head(config, m['dim'], m['num_heads'], len(state['classes']))
-        head.load_state_dict(m['state'])
-        members[m['name']] = Probe(config, head.eval(), state['classes'])
+    members = {m['name']: _member_from(m, state['classes']) for m in state['members']}
     encoders = {name: _encoder_from(e) for name, e in state['encoders'].items()}
     ensemble = Ensemble(members, state['rule'], state['ties'], state['encoder_of'], encoders)
-    if state['fitted']: ensemble.fitted = dict(table=state['fitted']['table'].numpy(), labels=state['fitted']['labels'].numpy(), clips=set(state['fitted']['clips']))
+    if rule := state['fitted']:
+        ensemble.fitted = dict(table=rule['table'].numpy(), labels=rule['labels'].numpy(), clips=set(rule['clips']))
     return ensemble

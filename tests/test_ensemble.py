@@ -148,8 +148,10 @@ def test_brier_is_that_of_scikit_learn(ensemble, data):
     assert math.isclose(brier(e), float(((e.probabilities - np.eye(4)[e.labels])**2).sum(1).mean()), rel_tol=1e-6)
 
 
-@pytest.mark.parametrize('points,low,high,said', [(5, 1, 9, 'supported'), (2, -1, 5, 'inconclusive'), (2, 0, 5, 'inconclusive'), (0, -2, 2, 'rejected'), (-1, -4, 2, 'rejected'), (-5, -9, -1, 'rejected')])
-def test_verdict(points, low, high, said): assert verdict(dict(points=points, low=low, high=high)) == said
+@pytest.mark.parametrize('points, low, high, word', [
+    (5, 1, 9, 'supported'), (2, -1, 5, 'inconclusive'), (2, 0, 5, 'inconclusive'), (0, -2, 2, 'inconclusive'),
+    (-1, -4, 2, 'inconclusive'), (-1, -4, 0, 'inconclusive'), (-5, -9, -1, 'contradicted')])
+def test_verdict(points, low, high, word): assert verdict(dict(points=points, low=low, high=high)) == word
 
 
 def test_compare_is_paired():
