@@ -135,7 +135,7 @@ def rules_table(
     table = pd.DataFrame([{**general, **as_published('single model')}, *rows])
     return table.reindex(columns=list(rows[-1]))
 
-# %% ../nbs/47_ensemble_tables.ipynb #e18aebc5
+# %% ../nbs/47_ensemble_tables.ipynb #5ca3c775
 def draw_rules(
     rules:pd.DataFrame # from `rules_table`
 )->plt.Figure:
@@ -149,7 +149,7 @@ def draw_rules(
     ax.set_xticks(range(len(RULE_NAMES)), RULE_NAMES.values())
     title = f'Four rules, {table.n.iloc[0]} videos, 95 % paired bootstrap intervals'
     ax.set(ylabel='points against General', title=title)
-    ax.legend(fontsize=7)
+    for text in ax.legend(fontsize=7).get_texts(): text.set_parse_math(False) # a $ in a name is a $
     return fig
 
 # %% ../nbs/47_ensemble_tables.ipynb #06e9c847
@@ -408,7 +408,7 @@ def soft_votes(single:Evaluation, votes:dict) -> dict[str, Evaluation]: # by the
     "General and the soft votes"
     return {'General': single, **{f'{family}, soft': e for (family, rule), e in votes.items() if rule == 'soft'}}
 
-# %% ../nbs/47_ensemble_tables.ipynb #7d4d661c
+# %% ../nbs/47_ensemble_tables.ipynb #dbc966c3
 def draw_votes(
     ax,
     table:pd.DataFrame, # from `votes_table`
@@ -424,12 +424,12 @@ def draw_votes(
     ax.scatter(t.best_member, rows, marker='|', s=120, color='black', label='best member', zorder=3)
     ax.scatter(t.any_right, rows, marker='>', s=22, color='grey', label='any member right', zorder=3)
     ax.axvline(100*single.accuracy, color='grey', lw=1, ls='--', label='General')
-    ax.set_yticks(rows, t.ensemble)
+    ax.set_yticks(rows, t.ensemble, parse_math=False)
     ax.invert_yaxis()
     ax.set(xlabel=f'accuracy, % (n={single.n}, chance {100*single.chance:.0f} %)',
            title='Four members vote; bars: 95 % Wilson intervals')
 
-# %% ../nbs/47_ensemble_tables.ipynb #82417f23
+# %% ../nbs/47_ensemble_tables.ipynb #be1ff79d
 def draw_gains(
     ax,
     table:pd.DataFrame # from `votes_table`
@@ -440,7 +440,7 @@ def draw_gains(
         ax.scatter(t.disagreement, t.accuracy - t.best_member, s=22)
     for i, (name, a, b) in enumerate(zip(t.ensemble, t.disagreement, t.accuracy - t.best_member)):
         place, side = (5 - 10*(i % 2), 3 - 11*(i % 4 == 2)), 'right' if i % 2 else 'left'
-        ax.annotate(name, (a, b), xytext=place, ha=side, textcoords='offset points', fontsize=6)
+        ax.annotate(name, (a, b), xytext=place, ha=side, textcoords='offset points', fontsize=6, parse_math=False)
     ax.axhline(0, color='grey', lw=1, ls=':')
     ax.set(xlabel='mean disagreement of two members, %', ylabel='vote minus best member, points',
            title='Diversity and gain')
@@ -700,7 +700,7 @@ def missing_table(
                          low_points=d['low'], high_points=d['high']))
     return pd.DataFrame(rows)
 
-# %% ../nbs/47_ensemble_tables.ipynb #b37fa2c5
+# %% ../nbs/47_ensemble_tables.ipynb #ba255f4a
 def draw_missing(
     ax,
     missing:pd.DataFrame, # from `missing_table`
@@ -727,7 +727,7 @@ def draw_stream(
     ax.scatter(stream.video, np.where(right, .5, .2), s=9, c=np.where(right, '#0b7a55', '#c22'),
                label='vote right (upper) or wrong (lower)')
     ax.axvline(cut - .5, color='#c22', lw=1, ls='--')
-    ax.text(cut - 1, 4.45, f'{gone} killed', fontsize=7, color='#c22', ha='right')
+    ax.text(cut - 1, 4.45, f'{gone} killed', fontsize=7, color='#c22', ha='right', parse_math=False)
     ax.set(xlabel='video of the stream', ylim=(0, 5), yticks=range(5), title='A process is killed')
     ax.legend(fontsize=6.5, loc='center left')
 
@@ -742,7 +742,7 @@ def draw_missing_members(
     draw_stream(right, stream, gone)
     return fig
 
-# %% ../nbs/47_ensemble_tables.ipynb #fd2e293b
+# %% ../nbs/47_ensemble_tables.ipynb #680e3fcc
 def edge_fields(
     latency:pd.DataFrame, # from `latency_table`
     missing:pd.DataFrame, # from `missing_table`
@@ -753,9 +753,8 @@ def edge_fields(
     one_out = missing[missing.members == missing.members.max() - 1].accuracy
     differ = int(((missing.low_points > 0) | (missing.high_points < 0)).sum())
     spread = [f'{way} {r.median_ms:.1f} ms ({r.p5_ms:.1f} to {r.p95_ms:.1f})' for way, r in ways.iterrows()]
-    pixels = ways.loc['pixels to four members, torch']
-    return dict(features_bytes=ways.bytes_to_each['features to four heads'], pixels_bytes=pixels.bytes_to_each,
-                features_ms=ways.median_ms['features to four heads'], pixels_ms=pixels.median_ms,
-                one_ms=ways.median_ms['one process'], spread='; '.join(spread), smaller=len(missing) - 1,
+    sent = ways.bytes_to_each
+    return dict(features_bytes=int(sent['features to four heads']), spread='; '.join(spread),
+                pixels_bytes=int(sent['pixels to four members, torch']), smaller=len(missing) - 1,
                 differ=differ or 'none', whole=missing.accuracy.iloc[0], least=one_out.min(), most=one_out.max(),
                 after=len(after), went_on=bool((after.members == stream.members.iloc[0] - 1).all()))

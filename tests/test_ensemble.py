@@ -324,3 +324,40 @@ def test_ensembles_of_different_encoders_survive_their_file(tmp_path, data):
     assert read.encoder_of == original.encoder_of
     assert 'random weights' in repr(read.encoders['image'])
     assert list(read.take(['on change']).encoders) == ['change']
+
+
+@pytest.mark.filterwarnings('ignore:no validation clip')
+@pytest.mark.parametrize('missing', range(4))
+def test_stacking_without_a_class_keeps_the_others_in_their_columns(missing, ensemble, members, data):
+    fitted = Ensemble(members, 'stacking').fit(data['val'].take(data['val'].labels != missing))
+    others = data['test'].take(data['test'].labels != missing)
+    p = fitted.predict_proba(others)
+    assert p.shape == (len(others), 4) and not p[:, missing].any() and np.allclose(p.sum(1), 1)
+    assert fitted.evaluate(others).accuracy > .8*ensemble.replace('stacking').evaluate(others).accuracy
+    assert math.isfinite(brier(fitted.evaluate(data['test'])))
+
+
+def test_a_class_without_validation_clips_is_named(members, data):
+    with pytest.warns(UserWarning, match="no validation clip of 'b', 'd': stacking will never answer so"):
+        Ensemble(members).fit(data['val'].take(data['val'].labels % 2 == 0))
+
+
+@pytest.mark.filterwarnings('ignore:no validation clip')
+def test_a_stacking_file_without_a_class_gives_the_same_answers(members, data, tmp_path):
+    fitted = Ensemble(members, 'stacking').fit(data['val'].take(data['val'].labels != 1))
+    save_ensemble(fitted, tmp_path/'e.pt')
+    read = load_ensemble(tmp_path/'e.pt')
+    assert np.array_equal(read.predict_proba(data['test']), fitted.predict_proba(data['test']))
+
+
+@pytest.mark.parametrize('kind', ['logistic', 'knn'])
+@pytest.mark.parametrize('rule', RULES)
+def test_a_member_that_never_saw_a_class_keeps_the_others_in_their_columns(kind, rule, members, data):
+    gap = data['train'].take(data['train'].labels != 1)
+    probe = fit_probe(ProbeConfig(kind=kind), gap, progress=False)
+    vote = Ensemble({'a': probe, 'b': probe, **members}, rule).fit(data['val'])
+    table = vote.table(data['test'])
+    assert table.shape == (150, 4*6) and not table[:, [1, 5]].any()
+    others = data['test'].take(data['test'].labels != 1)
+    assert (vote.table(others)[:, :4].argmax(1) == others.labels).mean() > .6
+    assert vote.evaluate(data['test']).probabilities.shape == (150, 4)
