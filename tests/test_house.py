@@ -97,9 +97,9 @@ def test_a_line_is_one_statement_and_a_function_has_a_def(path):
 
 
 def test_old_numbers_of_notebooks_are_gone():
-    old = dict(actions=1, video=2, data=3, masks=4, encoder=5, predictor=6, objective=7, train=8, checkpoint=9, probe=10,
-               ensemble=11, view=12, infer=13, report=14, cli=15, datasets=16, one_frame=17, widgets=18, glossary=19,
-               nano=20, pico=21, vjepa=22, recipe=23, many=24)
+    old = dict(actions=1, video=2, data=3, masks=4, encoder=5, predictor=6, objective=7, train=8, checkpoint=9,
+               probe=10, ensemble=11, view=12, infer=13, report=14, cli=15, datasets=16, one_frame=17, widgets=18,
+               glossary=19, nano=20, pico=21, vjepa=22, recipe=23, many=24)
     names = '|'.join(f'{number:02d}_{name}' for name, number in old.items())
     for path in tracked():
         match = re.search(rf'(?<!\w)({names})(?!\w)', path.read_text(errors='replace'))
