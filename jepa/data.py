@@ -10,11 +10,14 @@ __all__ = ['SMALL', 'MANY', 'END', 'layouts', 'readers', 'imagenet_mean', 'image
 
 # %% ../nbs/13_data.ipynb #53e3bf87
 import contextlib
+import errno
 import hashlib
 import importlib
 import json
 import os
+import shutil
 import sys
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -354,9 +357,11 @@ class ClipCache:
     "Decoded clips: `cache[path]` is uint8 (segments, T, H, W, 3), mapped from disk"
     def __init__(self, folder):
         self.folder = Path(folder)
-        self.table = pd.read_csv(self.folder/'index.csv')          # path, offset, segments, T, H, W, decoder
-        self.skipped = pd.read_csv(self.folder/'skipped.csv')      # path, reason
+        text = dict(keep_default_na=False, dtype={'path': str, 'reason': str})
+        self.table = pd.read_csv(self.folder/'index.csv', **text) # path, offset, segments, T, H, W, decoder, crc
+        self.skipped = pd.read_csv(self.folder/'skipped.csv', **text) # path, reason
         self._row = {path: tuple(row) for path, *row in self.table.itertuples(index=False, name=None)}
+        self._checked = set()
     @cached_property
     def _data(self):
         if not len(self.table): return np.empty(0, np.uint8)
@@ -366,8 +371,12 @@ class ClipCache:
     def __len__(self): return len(self.table)
     def __contains__(self, path): return path in self._row
     def __getitem__(self, path):
-        offset, *shape, _ = self._row[path]
-        return self._data[offset:offset + 3*int(np.prod(shape))].reshape(*shape, 3)
+        offset, *shape, _, crc = self._row[path]
+        clips = self._data[offset:offset + 3*int(np.prod(shape))]
+        if path not in self._checked and zlib.crc32(clips) != crc: raise ValueError(
+            f'{self.folder} is damaged at {path} (its checksum differs); remove this folder, and it is made again')
+        self._checked.add(path)
+        return clips.reshape(*shape, 3)
     def __repr__(self):
         by = ', '.join(f'{n} by {name}' for name, n in Counter(self.table.decoder).items())
         megabytes = len(self._data)/1e6
@@ -384,7 +393,8 @@ def locked(path):
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
-_row_names = ['path', 'offset', 'segments', 'T', 'H', 'W', 'decoder']
+# %% ../nbs/13_data.ipynb #e911b78c
+_row_names = ['path', 'offset', 'segments', 'T', 'H', 'W', 'decoder', 'crc']
 
 def _end(row): return row['offset'] + row['segments']*row['T']*row['H']*row['W']*3
 
@@ -400,6 +410,13 @@ def _resume(folder):
     with write_beside(notes) as temporary: temporary.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     return rows
 
+def _refuse_full_disk(folder, manifest, clip, files):
+    "Room for `files` files; their frames are at least squares"
+    needed = files*clip.segments*clip.num_frames*clip.short_side**2*3
+    free = shutil.disk_usage(folder).free
+    if needed > free: raise OSError(errno.ENOSPC, f'the cache of {files} files needs at least {needed/1e9:.2f} GB, '
+        f'there are {free/1e9:.2f} GB free; `cache` in settings.ini names another folder', str(folder))
+
 # %% ../nbs/13_data.ipynb #bb468d20
 def _fill(folder, manifest, clip, chain, workers, timeout, progress):
     "Decode what is missing into `folder`; rows and skipped files"
@@ -407,6 +424,7 @@ def _fill(folder, manifest, clip, chain, workers, timeout, progress):
     done = {row['path'] for row in rows}
     path_of = {str(manifest.root/p): p for p in paths if p not in done}
     jobs = [(file, clip, chain, None, 1 if workers else 0) for file in path_of]
+    _refuse_full_disk(folder, manifest, clip, len(jobs))
     bar = dict(total=len(paths), initial=len(done), desc='Decoding', unit='file', disable=not progress)
     with open(folder/'clips.u8', 'ab') as data, open(folder/'rows.jsonl', 'a') as notes:
         for (file, *_), result in tqdm(decode_safely(jobs, decode_clips, workers, timeout), **bar):
@@ -414,8 +432,10 @@ def _fill(folder, manifest, clip, chain, workers, timeout, progress):
                 skipped.append(dict(path=path_of[file], reason=result.reason))
                 continue
             clips, decoder = result
-            rows.append(dict(zip(_row_names, (path_of[file], data.tell(), *clips.shape[:4], decoder))))
-            data.write(clips.tobytes())
+            pixels = clips.tobytes()
+            row = path_of[file], data.tell(), *clips.shape[:4], decoder, zlib.crc32(pixels)
+            rows.append(dict(zip(_row_names, row)))
+            data.write(pixels)
             data.flush()
             notes.write(json.dumps(rows[-1]) + '\n')
             notes.flush()
@@ -434,9 +454,38 @@ def _complete(partial, final, meta, rows, skipped, total, max_skipped):
     pd.DataFrame(skipped, columns=['path', 'reason']).to_csv(partial/'skipped.csv', index=False)
     refuse_too_many_skipped(len(skipped), total, max_skipped, partial/'skipped.csv')
     pd.DataFrame(rows, columns=_row_names).to_csv(partial/'index.csv', index=False)
-    write_json(partial/'meta.json', meta)
+    write_json(partial/'meta.json', {**meta, **_sums(partial), 'stamp': _stamp(partial)})
     (partial/'rows.jsonl').unlink()
     os.replace(partial, final)
+
+# %% ../nbs/13_data.ipynb #81a59f46
+def _sums(folder):
+    "Checksums of the tables"
+    return {name: hashlib.sha256((folder/name).read_bytes()).hexdigest() for name in ('index.csv', 'skipped.csv')}
+
+def _stamp(folder):
+    "Size and time of change of the pixels"
+    status = os.stat(folder/'clips.u8')
+    return [status.st_size, status.st_mtime_ns]
+
+def _damage(folder):
+    "What is wrong with a finished cache; nothing if it is whole"
+    try:
+        meta = json.loads((folder/'meta.json').read_text())
+        for name, digest in _sums(folder).items():
+            if meta[name] != digest: return f'{name} has changed'
+        size, changed = _stamp(folder)
+        if size != meta['stamp'][0]: return f"clips.u8 has {size} bytes, not {meta['stamp'][0]}"
+        cache = ClipCache(folder)
+        if changed != meta['stamp'][1]:
+            for path in cache.table.path: cache[path]
+    except (OSError, ValueError, KeyError, TypeError, IndexError, pd.errors.ParserError) as e: return str(e)
+
+def _remove_if_damaged(folder):
+    "Remove a damaged cache, with one line that says so"
+    if not folder.exists() or not (why := _damage(folder)): return
+    print(f'{folder} is damaged and is made again: {why}', file=sys.stderr)
+    shutil.rmtree(folder)
 
 # %% ../nbs/13_data.ipynb #1e048795
 def build_cache(
@@ -455,10 +504,11 @@ def build_cache(
     if max_skipped is None: max_skipped = settings.max_skipped
     workers = decoding_workers(workers)
     sampling = {k: getattr(clip, k) for k in ('num_frames', 'stride', 'segments', 'short', 'short_side')}
-    meta = dict(files=manifest.files_key, sampling=sampling, decoders=decoders(decoder), version=1)
+    meta = dict(files=manifest.files_key, sampling=sampling, decoders=decoders(decoder), version=2)
     final = Path(folder or settings.cache/'clips')/short_hash(meta)
     partial, lock = (final.with_name(f'{final.name}.{end}') for end in ('partial', 'lock'))
     with locked(lock):
+        _remove_if_damaged(final)
         if not final.exists():
             rows, skipped = _fill(partial, manifest, clip, decoder, workers, timeout, progress)
             _complete(partial, final, meta, rows, skipped, total, max_skipped)
