@@ -1,4 +1,5 @@
 """Kinetics from its public archives (CVDF), or video by video from YouTube"""
+import contextlib
 import csv
 import gzip
 import os
@@ -77,22 +78,48 @@ def _extract(tar, member, target):
     return True
 
 
+class _Counted:
+    "A stream that refuses to give more than `limit` bytes: a small archive must not fill the disk"
+    def __init__(self, stream, limit, name): self.stream, self.limit, self.name, self.n = stream, limit, name, 0
+    def read(self, size=-1):
+        content = self.stream.read(size)
+        self.n += len(content)
+        if self.n > self.limit: raise DownloadError(f'{self.name} unpacks to more than {self.limit/1e6:.0f} MB, '
+            'ten times its size and 64 MiB; videos do not shrink like that, so it was refused and removed')
+        return content
+
+
+@contextlib.contextmanager
+def _opened(archive):
+    "The bytes of the tar file in an archive: most are packed with gzip, some are plain for all their name"
+    limit = 10*Path(archive).stat().st_size + 2**26
+    with open(archive, 'rb') as f: packed = f.read(2) == b'\x1f\x8b'
+    with gzip.open(archive) if packed else open(archive, 'rb') as whole: yield _Counted(whole, limit, archive)
+
+
+def _unpack_into(archive, out, written):
+    "Write the videos of an archive; how many it holds. `written` learns of each new file"
+    n = 0
+    with _opened(archive) as whole, tarfile.open(fileobj=whole, mode='r|') as tar:
+        for member in filter(_is_video, tar):
+            target, n = Path(out)/Path(member.name).name, n + 1
+            if member.size > whole.limit: raise tarfile.TarError(f'{member.name} of {member.size} bytes')
+            if _extract(tar, member, target): written.append(target)
+        while whole.read(2**20): pass
+    return n
+
+
 def unpack(archive, out) -> int:
-    """Videos of a tar.gz, each under its own name without folders; what is there and complete is kept.
+    """Videos of a tar.gz or tar, each under its own name without folders; what is there and complete is kept.
     Its checksum is read, too: damage can look like an early end"""
-    n, written = 0, []
-    try:
-        with gzip.open(archive) as whole, tarfile.open(fileobj=whole, mode='r:') as tar:
-            for member in filter(_is_video, tar):
-                target, n = Path(out)/Path(member.name).name, n + 1
-                if _extract(tar, member, target): written.append(target)
-            while whole.read(2**20): pass
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as e:
+    written = []
+    try: return _unpack_into(archive, out, written)
+    except (tarfile.TarError, EOFError, zlib.error, OSError, DownloadError) as e:
         if isinstance(e, OSError) and e.errno: raise # the disk, not the archive
         for path in [Path(archive), *written]: path.unlink(missing_ok=True)
+        if isinstance(e, DownloadError): raise
         message = f'{archive} is damaged ({e}) and was removed; the same command fetches it again'
         raise DownloadError(message) from None
-    return n
 
 
 def _refuse_full_disk(sizes, marks, out):

@@ -372,3 +372,129 @@ def test_cache_is_small_to_send_to_workers(cache):
     cache[cache.table.path[0]]
     again = pickle.loads(pickle.dumps(cache))
     assert len(pickle.dumps(cache)) < 20_000 and (again[cache.table.path[2]] == cache[cache.table.path[2]]).all()
+
+# ---- as people write and lay them out
+
+def test_labels_as_people_write_them(tmp_path):
+    def read(text, name='m.csv'): return read_manifest(put(tmp_path, **{name: text})/name)
+    floats = read('path,label\n' + ''.join(f'{k}.mp4,{k}.0\n' for k in range(12)))
+    assert floats.table.label.tolist() == list(range(12))
+    padded = read('path,label\na.mp4,010\nb.mp4,002\n')
+    assert padded.classes == ['002', '010'] and padded.table.class_name.tolist() == ['010', '002']
+    for text, what in (('path,label\na.mp4,0\nb.mp4,4102938475\n', 'line 3: label 4102938475 is no number of a class'),
+        ('path,label\na.mp4,0.0\nc.mp4,nan\n', "line 3: the label is missing .'nan'"),
+        ('path,label\na.mp4,run\nc.mp4,NaN\n', "line 3: the label is missing .'NaN'"),
+        ('path,label\na.mp4,1.5\n', 'not a whole number'), ('path;label\na.mp4;0\n', 'found semicolons'),
+        ('a.mp4,0\n', 'found commas; a file with commas needs the header'),
+        ('label,youtube_id\nyoga,b\n', "no column 'path' among label, youtube_id; expected `path,label`")):
+        with pytest.raises(ValueError, match=what): read(text)
+    with pytest.raises(ValueError, match='is no number of a class'):
+        Manifest(pd.DataFrame([dict(path='a.mp4', label=10**9)]))
+    assert rows(read('Path,Label\na.mp4,1\n'), 'path', 'label') == [['a.mp4', 1]]
+    assert rows(read('filename,label\na.mp4,1\n'), 'path', 'label') == [['a.mp4', 1]]
+    assert rows(read('path\na.mp4\n'), 'path', 'label') == [['a.mp4', -1]]
+    (tmp_path/'u16.txt').write_bytes('a.mp4 0\n'.encode('utf-16'))
+    assert rows(read_manifest(tmp_path/'u16.txt'), 'path', 'label') == [['a.mp4', 0]]
+
+def test_splits_as_people_write_them(tmp_path):
+    text = 'path,label,split\na.mp4,0,Train\nb.mp4,0,validation\nc.mp4,0,videos_val\nd.mp4,0,fold 1\ne.mp4,0,TEST\n'
+    m = read_manifest(put(tmp_path, **{'m.csv': text})/'m.csv')
+    assert m.table.split.tolist() == ['train', 'val', 'val', 'fold 1', 'test']
+    assert [split_of(name) for name in ('training_dog', 'train station', 'val2017', 'train_val', 'rawframes_test')] == [
+        '', '', 'val', '', 'test']
+    tree(tmp_path/'vs', 'videos_train/run/a.mp4', 'videos_val/run/b.mp4')
+    assert rows(read_manifest(tmp_path/'vs'), 'class_name', 'split') == [['run', 'train'], ['run', 'val']]
+
+def test_links_are_followed_and_loops_end(tmp_path, capfd):
+    tree(tmp_path, 'src/yoga/a.mp4', 'sym/run/c.mp4')
+    (tmp_path/'sym'/'yoga').symlink_to(tmp_path/'src'/'yoga')
+    (tmp_path/'sym'/'run'/'back').symlink_to(tmp_path/'sym')
+    m = read_manifest(tmp_path/'sym')
+    assert rows(m, 'path', 'class_name') == [['run/c.mp4', 'run'], ['yoga/a.mp4', 'yoga']]
+    assert m.ignored == {'links that lead back': 1}
+    assert 'sym: 1 ignored: 1 links that lead back' in capfd.readouterr().err
+
+def test_what_is_no_example_is_counted(tmp_path):
+    tree(tmp_path, 'run/a.mp4', 'run/@eaDir/a.mp4/SYNOVIDEO_VIDEO_SCREENSHOT.jpg', 'run/a.jpg', 'run/x.raw',
+        'run/notes.txt',
+        'yoga/A.MTS', 'yoga/B.m2ts', 'yoga/._B.m2ts')
+    m = read_manifest(tmp_path)
+    assert m.classes == ['run', 'yoga'] and len(m) == 3 and sum(m.ignored.values()) == 4
+    assert m.ignored['pictures of a video beside them'] == m.ignored['.raw: no known video or image'] == 1
+
+def test_trees_that_could_be_read_two_ways(tmp_path):
+    tree(tmp_path/'cam', 'walk/cam1/a.mp4', 'run/cam1/b.mp4')
+    with pytest.raises(ValueError, match="'cam1' stands under run and walk; layout='outer'"):
+        read_manifest(tmp_path/'cam')
+    assert read_manifest(tmp_path/'cam', 'outer').classes == ['run', 'walk']
+    assert read_manifest(tmp_path/'cam', 'tree').classes == ['cam1']
+    tree(tmp_path/'raw', 'run/v1/img_1.jpg', 'run/v2/img_1.jpg', 'yoga/v3/img_1.jpg')
+    with pytest.raises(ValueError, match='as if they were the frames of videos'): read_manifest(tmp_path/'raw')
+    tree(tmp_path/'mixed', 'run/a.mp4', 'run/night/b.mp4', 'yoga/c.mp4')
+    with pytest.raises(ValueError, match="'run' holds files and folders with files"): read_manifest(tmp_path/'mixed')
+
+def test_tiny_imagenet(tmp_path):
+    tree(tmp_path, 'train/n01443537/images/a_0.JPEG', 'train/n01629819/images/b_0.JPEG', 'val/images/val_0.JPEG',
+        'test/images/test_0.JPEG')
+    put(tmp_path, **{'val/val_annotations.txt': 'val_0.JPEG\tn01443537\t0\t0\t62\t62\n'})
+    assert rows(read_manifest(tmp_path), 'label', 'class_name', 'split') == [
+        [-1, '', 'test'], [0, 'n01443537', 'train'],
+        [1, 'n01629819', 'train'], [0, 'n01443537', 'val']]
+
+def test_kinetics_with_its_json_list(tmp_path):
+    entry = {'abc': {'annotations': {'label': 'yoga', 'segment': [1.0, 11.0]}, 'subset': 'validate'}}
+    tree(tmp_path, 'val/abc_000001_000011.mp4')
+    put(tmp_path, **{'validation.json': json.dumps(entry)})
+    assert rows(read_manifest(tmp_path), 'path', 'class_name', 'split') == [
+        ['val/abc_000001_000011.mp4', 'yoga', 'val']]
+
+def test_odd_names_of_files(tmp_path):
+    tree(tmp_path/'in', 'run/a\nb.mp4', 'run/ c .mp4', 'run/$HOME.mp4', 'run/=1.mp4')
+    (tmp_path/'in'/'run'/os.fsdecode(b'caf\xe9.mp4')).touch()
+    m = read_manifest(tmp_path/'in')
+    assert m.ignored == {'names that are not UTF-8 text': 1} and len(m) == 4
+    m.save(tmp_path/'in'/'m.csv')
+    again = read_manifest(tmp_path/'in'/'m.csv')
+    assert again.table.path.tolist() == m.table.path.tolist() and not again.missing()
+
+def test_content_names_a_cache(tmp_path):
+    def key(folder, content):
+        (tmp_path/folder).mkdir(exist_ok=True)
+        (tmp_path/folder/'a.mp4').write_bytes(content)
+        return Manifest(pd.DataFrame([dict(path='a.mp4', label=0)]), tmp_path/folder).files_key
+    assert key('one', b'red') == key('two', b'red') != key('one', b'sky')
+    large = bytes(3*2**20)
+    first = key('one', large)
+    time.sleep(0.02)
+    assert key('one', large[:-1] + b'x') != first and key('one', large[:2**20] + b'x' + large[2**20 + 1:]) != first
+
+def test_the_embedded_dataset_has_one_hash(tmp_path):
+    config = ActionsConfig(classes=('move_left', 'grow'), train=1, val=1, size=48, num_frames=8)
+    hashes = {read_manifest(make_actions(config, root=tmp_path/name, workers=0, progress=False)).hash for name in 'ab'}
+    assert len(hashes) == 1
+
+@pytest.mark.parametrize('harm', ['pixels', 'short', 'index', 'meta'])
+def test_damaged_caches_are_made_again(manifest, tmp_path, capfd, harm):
+    part = manifest.where(range(3))
+    made = build_cache(part, clip, tmp_path, workers=0, progress=False)
+    whole = (made.folder/'clips.u8').read_bytes()
+    if harm == 'pixels': (made.folder/'clips.u8').write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
+    if harm == 'short': os.truncate(made.folder/'clips.u8', 100)
+    if harm == 'index':
+        (made.folder/'index.csv').write_text((made.folder/'index.csv').read_text().replace(',3,', ',2,'))
+    if harm == 'meta': (made.folder/'meta.json').write_text('{')
+    again = build_cache(part, clip, tmp_path, workers=0, progress=False)
+    err = capfd.readouterr().err
+    assert err.count('is damaged and is made again') == 1 and (again.folder/'clips.u8').read_bytes() == whole
+    build_cache(part, clip, tmp_path, workers=0, progress=False)
+    assert not capfd.readouterr().err
+
+def test_damage_while_a_cache_is_in_use(manifest, tmp_path):
+    part = manifest.where(range(2))
+    made = build_cache(part, clip, tmp_path, workers=0, progress=False)
+    with open(made.folder/'clips.u8', 'r+b') as f: f.write(b'!!!!')
+    with pytest.raises(ValueError, match='is damaged at'): made[part.table.path[0]]
+
+def test_space_is_checked_before_a_cache_is_written(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(jepa.data.shutil, 'disk_usage', lambda _: type('', (), dict(free=1000)))
+    with pytest.raises(OSError, match='needs at least 0.00 GB'): build_cache(manifest, clip, tmp_path, progress=False)

@@ -113,7 +113,8 @@ def test_ucf101_and_hmdb51_with_their_splits(place, tmp_path):
     for n in (0, 1): trees.video(hmdb/'wave'/f'Film_wave_u_nm_np1_ba_med_{n}.avi', n)
     for name, text in {'ucf/ucfTrainTestlist/trainlist02.txt': 'Archery/v_Archery_g01_c01.avi 1\n',
         'ucf/ucfTrainTestlist/testlist02.txt': 'Archery/v_Archery_g08_c01.avi\n',
-        'hmdb/splits/wave_test_split2.txt': ''.join(f'Film_wave_u_nm_np1_ba_med_{n}.avi {2 - n}\n' for n in (0, 1))}.items():
+        'hmdb/splits/wave_test_split2.txt': ''.join(f'Film_wave_u_nm_np1_ba_med_{n}.avi {2 - n}\n'
+        for n in (0, 1))}.items():
         (tmp_path/name).parent.mkdir(exist_ok=True); (tmp_path/name).write_text(text)
     for root, kind in ((ucf, 'UCF101'), (hmdb, 'HMDB51')):
         assert jepa_command('data', 'index', root, '--official-split', 2).startswith(kind + ': ')
@@ -234,7 +235,7 @@ def test_mistakes(place, k700, tmp_path, words, hint):
 
 def test_files_of_one_name_are_told_apart(tmp_path):
     for folder in ('one', 'two'): trees.video(tmp_path/'in'/'train'/folder/'cat'/'1.mp4')
-    part = make_part(read_manifest(tmp_path/'in'), request('cat', 2, ('train',)), tmp_path/'nano', **quiet)
+    part = make_part(read_manifest(tmp_path/'in', 'tree'), request('cat', 2, ('train',)), tmp_path/'nano', **quiet)
     assert part.table.path.nunique() == 2 and len({os.path.realpath(part.file(i)) for i in (0, 1)}) == 2
 
 # ---- archives
@@ -478,3 +479,127 @@ def test_from_a_kinetics_folder_to_table_2(place, tmp_path):
 
 def test_every_command_has_help():
     for name in ('index', 'nano', 'fetch', 'shards'): assert 'Usage' in jepa_command('data', name, '--help')
+
+# ---- what others send
+
+def test_an_exact_name_comes_first(tmp_path):
+    table = [(f'{k}.mp4', k, name, 'train') for k, name in enumerate(('Yoga', 'yoga', 'air drumming'))]
+    m = Manifest(pd.DataFrame(table, columns=['path', 'label', 'class_name', 'split']), tmp_path)
+    for row in m.table.path: trees.video(tmp_path/row)
+    def draw(classes): return draw_part(m, request(classes, 1, ('train',)), **quiet)
+    assert draw('Yoga').classes == ['Yoga'] and draw('yoga').classes == ['yoga'] and len(draw('Yoga,yoga')) == 2
+    assert draw('Air_Drumming').classes == ['air drumming']
+    with pytest.raises(KeyError, match="'YOGA' could be 'Yoga' or 'yoga'"): draw('YOGA')
+    with pytest.raises(ValueError, match='name the same class'): draw('air_drumming,air drumming')
+
+def test_the_index_decodes_a_first_frame(tmp_path):
+    root = trees.kinetics(tmp_path/'k', {'a': dict(train=3)})
+    first = sorted((root/'train'/'a').iterdir())[0]
+    content = first.read_bytes()
+    first.unlink()
+    at = content.index(b'mdat') + 4
+    first.write_bytes(content[:at] + bytes(content.index(b'moov') - 4 - at) + content[content.index(b'moov') - 4:])
+    assert [Path(p) for p in index_dataset(root, tmp_path/'m.csv', **quiet).problems.path] == [first]
+    assert not len(index_dataset(root, tmp_path/'h.csv', headers_only=True, **quiet).problems)
+
+def test_a_part_may_be_a_plain_tar(cvdf, tmp_path):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode='w') as tar: tar.add(tmp_path/'one.mp4', 'b_000001_000011.mp4')
+    cvdf['kinetics/700_2020/val/part_1.tar.gz'] = out.getvalue()
+    assert fetch('kinetics700', 'val', tmp_path/'k', [1], base=cvdf.base, progress=False) == {1: 1}
+    assert [p.name for p in (tmp_path/'k'/'val').iterdir()] == ['b_000001_000011.mp4']
+
+def test_an_archive_that_grows_too_much_is_refused(tmp_path):
+    import gzip
+    with gzip.open(tmp_path/'bomb.tar.gz', 'wb', compresslevel=9) as f:
+        info = tarfile.TarInfo('zeros.mp4')
+        info.size = 100*2**20
+        f.write(info.tobuf())
+        for _ in range(100): f.write(bytes(2**20))
+    with pytest.raises(DownloadError, match='unpacks to more than|zeros.mp4 of 104857600 bytes'):
+        jepa._fetch.unpack(tmp_path/'bomb.tar.gz', tmp_path/'out')
+    assert not (tmp_path/'bomb.tar.gz').exists() and not list((tmp_path/'out').glob('*'))
+
+@pytest.fixture
+def mp4(tmp_path): return trees.video(tmp_path/'made'/'one.mp4')
+
+def tar_of(file, **members):
+    "A tar file with these members: {name: bytes}"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, 'w', format=tarfile.GNU_FORMAT) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return file.parent
+
+def test_names_in_foreign_tars(mp4, tmp_path):
+    video = mp4.read_bytes()
+    dotted = tar_of(tmp_path/'d'/'a.tar', **{'./0.mp4': video, './0.cls': b'1', 'v1.0/Track 1.0 (live).mp4': video,
+        'v1.0/Track 1.0 (live).cls': b'0', './._0.mp4': b'mac'})
+    m = read_manifest(dotted)
+    assert m.table.label.tolist() == [1, 0] and m.clips(clip)[1]['clip'].shape[1] == 4
+    named = read_manifest(tar_of(tmp_path/'n'/'a.tar',
+        **{'0.mp4': video, '0.cls': b'wave', '1.mp4': video, '1.cls': b'run'}))
+    assert named.classes == ['run', 'wave'] and named.table.label.tolist() == [1, 0]
+    tar_of(tmp_path/'b'/'backup.tar', readme=b'hi')
+    trees.put(mp4, tmp_path/'b'/'train'/'run'/'0.mp4')
+    assert read_manifest(tmp_path/'b').classes == ['run'] # a stray tar file beside folders
+
+def test_tars_that_cannot_be_read_say_why(mp4, tmp_path):
+    import gzip
+    whole = (tar_of(tmp_path/'w'/'a.tar', **{'0.mp4': mp4.read_bytes()})/'a.tar').read_bytes()
+    for name, content, why in (('gz', gzip.compress(whole), 'is compressed .gzip.'),
+        ('cut', whole[:1500], 'ends before|cut short')):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'a.tar').write_bytes(content)
+        with pytest.raises(ValueError, match=f'a.tar.*({why})'): read_manifest(tmp_path/name)
+
+def test_class_names_that_look_like_numbers_stay_text(place, tmp_path):
+    root = trees.kinetics(tmp_path/'t', {c: dict(train=2) for c in ('001', '002')})
+    m = write_shards(read_manifest(root), tmp_path/'s', workers=0, progress=False)
+    assert m.classes == ['001', '002'] and set(m.table.class_name) == {'001', '002'} and len(m.select(['001'])) == 2
+
+@pytest.mark.parametrize('name', ['/etc/a.tar', '../a.tar', 'x/a.tar', '.tar', 'a.txt', 'a.tar\0', '..\\a.tar'])
+def test_an_index_names_plain_tar_files_only(shards, tmp_path, name):
+    index = shards.table.assign(shard=name)
+    index.to_csv(tmp_path/'index.csv', index=False)
+    (tmp_path/'shards.json').write_text(json.dumps(dict(classes=shards.classes)))
+    with pytest.raises(ValueError, match='no plain name'): read_shards(tmp_path)
+
+def test_a_shard_is_no_link_and_no_device(shards, tmp_path):
+    index = shards.table.assign(shard='a.tar')
+    (tmp_path/'shards.json').write_text(json.dumps(dict(classes=shards.classes)))
+    index.to_csv(tmp_path/'index.csv', index=False)
+    (tmp_path/'a.tar').symlink_to('/dev/zero')
+    with pytest.raises(ValueError, match='a link, device or folder'): read_shards(tmp_path)
+    (tmp_path/'a.tar').unlink()
+    index.assign(offset=-1).to_csv(tmp_path/'index.csv', index=False)
+    with pytest.raises(ValueError, match='whole numbers of at least 0'): read_shards(tmp_path)
+    index.assign(bytes=10**15).to_csv(tmp_path/'index.csv', index=False)
+    (tmp_path/'a.tar').write_bytes(bytes(1000))
+    with pytest.raises(ValueError, match='ends before'): read_shards(tmp_path).clips(clip)[0]
+
+def test_damaged_shards_are_named(few, tmp_path):
+    m = write_shards(few, tmp_path/'s', 0.008, workers=0, progress=False)
+    row = m.table.iloc[0]
+    with open(tmp_path/'s'/row['shard'], 'r+b') as f:
+        f.seek(row.offset + 100)
+        f.write(b'!!!!')
+    with pytest.raises(ValueError, match=f"{row['shard']} is damaged at {row.path}"): m.clips(clip)[0]
+
+def test_only_listed_shards_are_removed(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(ShardClips, 'window', 1)
+    with serving() as site:
+        for f in shards.root.iterdir(): site[f'd/{f.name}'] = f.read_bytes()
+        remote = remote_shards(site.url + 'd', tmp_path/'s', keep=2)
+        foreign = [tmp_path/'s'/f'mine-{k}.tar' for k in range(3)]
+        for file in foreign:
+            file.write_text('mine')
+            os.utime(file, (0, 0))
+        for _ in loader(remote.clips(clip), 4, workers=0): pass
+        assert all(file.read_text() == 'mine' for file in foreign)
+        name = shards.table['shard'][0]
+        site[f'd/{name}'] = bytes(2*10**7) # more than its index says
+        with pytest.raises(DownloadError, match='at most were expected'):
+            remote_shards(site.url + 'd', tmp_path/'t').clips(clip)[0]

@@ -95,3 +95,8 @@ def test_server_that_disappears(site, tmp_path):
 def test_full_disk(site, tmp_path, monkeypatch):
     monkeypatch.setattr(jepa._download.shutil, 'disk_usage', lambda _: type('', (), dict(free=3000)))
     with pytest.raises(DownloadError, match='GB more'): download(site.url + 'a.bin', tmp_path/'a.bin', **quick)
+
+def test_more_than_was_expected_is_refused(site, tmp_path):
+    with pytest.raises(DownloadError, match='has 5000 bytes or more; 100 at most were expected'):
+        download(site.url + 'a.bin', tmp_path/'a.bin', limit=100, **quick)
+    assert not (tmp_path/'a.bin').exists()
