@@ -83,7 +83,9 @@ def load_classifier(
     **told                  # fields of `EncoderConfig` that the encoder's file cannot tell, such as num_heads
 )->Classifier:
     "Open an encoder and a probe, or an ensemble; as many names as the probe has classes"
-    if 'members' in read_file(probe)[0]: return _load_ensemble(encoder, probe, classes, told)
+    content = read_file(probe)[0]
+    if 'members' in content: return _load_ensemble(encoder, probe, classes, told)
+    if encoder is None and any('patch_embed' in str(name) for name in content): encoder = probe # it holds both
     if encoder is None: raise ValueError(f'{probe} is a probe alone; say which encoder it reads')
     opened = load_checkpoint(encoder, **told)
     head = load_probe(probe, opened.encoder.config, output_projection)

@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader
 from fastcore.basics import patch
 from .core import *
 from timm.layers import Mlp
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
 import matplotlib.pyplot as plt
 from .video import *
@@ -33,7 +32,8 @@ from .data import *
 from .masks import *
 from .encoder import *
 from .train import make_accelerator, strip_prefix
-from .checkpoint import LoadReport, count_blocks, fill, read_file, refuse_partial
+from .checkpoint import LoadReport, count_blocks, fill, read_file, refuse_partial, save_tensors
+from ._huggingface import head_from_huggingface, is_classifier, labels_from_huggingface
 
 # %% ../nbs/30_probe.ipynb #1fd2adae
 def fingerprint(module:nn.Module) -> str:
@@ -220,12 +220,16 @@ class Probe:
     @torch.no_grad()
     def predict_proba(self, x:Features) -> np.ndarray: # (n, classes)
         "Class probabilities, mean over views"
-        if not isinstance(self.model, nn.Module):
-            means = x.mean()
-            return np.mean([self.model.predict_proba(means[:, v]) for v in range(x.num_views)], axis=0)
+        if not isinstance(self.model, nn.Module): return self._of_scikit_learn(x.mean())
         self.model.eval()
         over_views = lambda i: np.mean([self._probabilities(x.tokens[i:i+64, v]) for v in range(x.num_views)], axis=0)
         return np.concatenate([over_views(i) for i in range(0, len(x), 64)])
+
+    def _of_scikit_learn(self, means): # (n, V, D) -> (n, classes)
+        out = np.zeros((len(means), len(self.classes)))
+        views = range(means.shape[1])
+        out[:, self.model.classes_] = np.mean([self.model.predict_proba(means[:, v]) for v in views], axis=0)
+        return out
 
     def _probabilities(self, tokens): # (B, N, D) -> (B, classes)
         device = next(self.model.parameters()).device
@@ -357,8 +361,11 @@ def _fit_sklearn(config, train):
     from sklearn.preprocessing import StandardScaler
     if config.kind == 'logistic': last = LogisticRegression(C=config.C, max_iter=2000)
     else: last = KNeighborsClassifier(min(config.neighbours, len(train)*train.num_views), metric='cosine')
-    means = train.mean()
-    labels = np.repeat(train.labels, train.num_views)
+    present = sorted(set(train.labels))
+    if config.kind == 'logistic' and len(present) < 2:
+        names = ', '.join(train.classes[i] for i in present) or 'none'
+        raise ValueError(f'a logistic probe needs clips of two classes at least; the training clips show: {names}')
+    means, labels = train.mean(), np.repeat(train.labels, train.num_views)
     return make_pipeline(StandardScaler(), last).fit(means.reshape(-1, means.shape[-1]), labels)
 
 # %% ../nbs/30_probe.ipynb #3c0f14df
@@ -463,7 +470,7 @@ _rules = {True: 'xattn.proj is applied', False: 'xattn.proj is stored, but not a
 
 class LoadedProbe(NamedTuple):
     "A probe from a file"
-    layout: str             # 'vjepa1', 'nano', 'vjepa2', 'pico' or 'jepa'
+    layout: str             # 'vjepa1', 'nano', 'vjepa2', 'huggingface', 'pico' or 'jepa'
     model: nn.Module        # (B, N, D) -> (B, classes), in eval mode
     num_classes: int
     classes: list|None      # names, where the file has them
@@ -482,6 +489,7 @@ def load_probe(
     content, described = read_file(path)
     if described.get('kind') == 'probe': return _load_own(path, content, described, encoder_config)
     if 'classifier_head.weight' in content: return _load_pico(path, content, encoder_config)
+    if is_classifier(content): return _load_huggingface(path, content, described, encoder_config, output_projection)
     layout, tensors = _classifier(path, content)
     return _load_attentive(path, layout, tensors, encoder_config, output_projection)
 
@@ -560,8 +568,7 @@ def save_probe(
     if path.suffix != '.safetensors': raise ValueError(f'{path.name}: our probes end in .safetensors')
     described = dict(kind='probe', config=probe.config.to_dict(), dim=head_width(head),
                      num_heads=attention_heads(head), classes=probe.classes, more=more)
-    tensors = {n: t.detach().cpu().contiguous() for n, t in head.state_dict().items()}
-    with write_beside(path) as temporary: save_file(tensors, temporary, metadata=dict(jepa=json.dumps(described)))
+    save_tensors(path, head.state_dict(), described)
     return path
 
 # %% ../nbs/30_probe.ipynb #8bbb002c
@@ -573,3 +580,24 @@ def _load_own(path, tensors, described, encoder_config) -> LoadedProbe:
     rule = config.output_projection if config.kind == 'attentive' else None
     make = lambda: make_head(config, dim, num_heads, len(classes))
     return _loaded(path, 'jepa', make, tensors, len(classes), classes, rule)
+
+# %% ../nbs/30_probe.ipynb #b2137cb0
+def _load_huggingface(path, content, described, encoder_config, output_projection) -> LoadedProbe:
+    "The head of a `VJEPA2ForVideoClassification`; heads, norms and class names are in its config.json"
+    tensors, c = head_from_huggingface(content), described.get('huggingface', {})
+    for name in ('pooler.query_tokens', 'linear.weight'):
+        if name not in tensors: raise ValueError(f"{path}: the head has no '{name}'; it has {', '.join(tensors)[:200]}")
+    if output_projection: raise ValueError(f'{path} has no xattn.proj to apply; leave output_projection out')
+    dim, n = tensors['pooler.query_tokens'].shape[-1], len(tensors['linear.weight'])
+    heads = probe_heads(path, dim, encoder_config) if encoder_config or not c else None
+    heads, depth = c.get('num_attention_heads', heads), 1 + count_blocks(tensors, 'pooler.blocks.')
+    make = lambda: _with_eps(AttentiveClassifier(dim, heads, n, depth, None), c.get('layer_norm_eps', 1e-6))
+    note = None if c else 'no config.json beside it: heads, norms (1e-6) and names are assumed; give the folder'
+    names = labels_from_huggingface(c, n, path)
+    return _loaded(path, 'huggingface', make, tensors, n, names, None, note)
+
+def _with_eps(model, eps):
+    "The same module, its norms with this `eps`"
+    for m in model.modules():
+        if isinstance(m, nn.LayerNorm): m.eps = eps
+    return model
