@@ -9,9 +9,10 @@ __all__ = ['fingerprint', 'clips_key', 'Features', 'features', 'CrossAttention',
            'probe_heads', 'head_width', 'attention_heads', 'save_probe']
 
 # %% ../nbs/30_probe.ipynb #5321f608
-import hashlib, json, math
+import hashlib, json, math, os, shutil, warnings, zlib
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,6 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from fastcore.basics import patch
 from .core import *
+from .identity import reach
 from timm.layers import Mlp
 from tqdm.auto import tqdm
 import matplotlib.pyplot as plt
@@ -33,7 +35,7 @@ from .masks import *
 from .encoder import *
 from .train import make_accelerator, strip_prefix
 from .checkpoint import LoadReport, count_blocks, fill, read_file, refuse_partial, save_tensors
-from ._huggingface import head_from_huggingface, is_classifier, labels_from_huggingface
+from ._huggingface import config_from_huggingface, head_from_huggingface, is_classifier, labels_from_huggingface
 
 # %% ../nbs/30_probe.ipynb #1fd2adae
 def fingerprint(module:nn.Module) -> str:
@@ -79,25 +81,78 @@ def features(
     "Tokens of every view of every clip; computed once, then opened"
     views = copies if clips.augment.train else clips.num_views
     file = Path(folder or load_settings().cache/'features')/f'{_features_key(encoder, clips, views)}.npy'
-    if not file.exists(): _compute_features(encoder, clips, views, batch_size, file, progress)
+    reason = _damage(file)
+    if reason and file.exists(): warnings.warn(f'{reason}; its features are computed again', stacklevel=2)
+    if reason: _compute_features(encoder, clips, views, batch_size, file, progress)
     return Features(np.load(file, mmap_mode='r'), clips.manifest.table.label.to_numpy(), clips.manifest.classes)
 
 def _features_key(encoder, clips, views) -> str:
     "Hash of all that features depend on"
-    m = machine()
-    parts = [fingerprint(encoder), encoder.config.to_dict(), clips_key(clips), views, m.precision, m.device.type]
-    return short_hash(parts, 16)
+    m, made_by = machine(), [_code(type(encoder), type(clips)), torch.__version__]
+    weights = [fingerprint(encoder), encoder.config.to_dict()]
+    return short_hash([*weights, clips_key(clips), _files_key(clips), views, m.precision, m.device.type, made_by], 16)
 
+# %% ../nbs/30_probe.ipynb #745365f8
+@lru_cache(None)
+def _code(*classes) -> str:
+    "Hash of every definition that features reach, with these classes of encoder and clips"
+    inside = [c for c in classes if c.__module__.startswith('jepa.')]
+    return short_hash([reach('probe.features', *inside).hashes, [c.__qualname__ for c in classes]])
+
+def _files_key(clips) -> str:
+    "Hash of what tells a repainted file from the one before: size and time of change"
+    paths = sorted({clips.manifest.root/p for p in clips.manifest.table.path})
+    stats = [os.stat(p) if os.path.exists(p) else None for p in paths]
+    return short_hash([(str(p), s and (s.st_size, s.st_mtime_ns)) for p, s in zip(paths, stats)])
+
+# %% ../nbs/30_probe.ipynb #b81dee4b
 @torch.no_grad()
 def _compute_features(encoder, clips, views, batch_size, file, progress):
-    "Fill a file with the tokens of all views of all clips"
+    "Fill a file with the tokens of all views of all clips, and write its checksum beside it"
     places = [(i, view) for view in range(views) for i in range(len(clips))]
-    batches = iter(_batches_at(clips, places, batch_size, progress))
+    batches = _batches_at(clips, places, batch_size, progress)
+    shape = _features_shape(encoder.config, clips, views)
+    _require_space(file.parent, 2*math.prod(shape))
     with write_beside(file) as temporary:
-        out = np.lib.format.open_memmap(temporary, 'w+', np.float16, _features_shape(encoder.config, clips, views))
+        out = np.lib.format.open_memmap(temporary, 'w+', np.float16, shape)
+        with open(temporary, 'r+b') as f: _allocate(f) # a full disk is an error now, not a crash later
         for place, row in zip(places, _encoded(encoder, batches)): out[place] = row
         out.flush()
         del out
+        crc = _crc32(temporary)
+    write_json(file.with_suffix('.json'), dict(crc32=crc, size=file.stat().st_size))
+
+def _require_space(folder, size):
+    "Refuse to begin what does not fit on the disk"
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OSError(f'{folder}: the features take {size/2**20:.0f} MiB, and {free/2**20:.0f} MiB are free; '
+                      'free some space, or set cache in settings.ini to another place')
+
+def _allocate(f):
+    "Reserve the blocks of a file where the system can"
+    if hasattr(os, 'posix_fallocate'): os.posix_fallocate(f.fileno(), 0, os.fstat(f.fileno()).st_size)
+
+# %% ../nbs/30_probe.ipynb #127a702f
+def _crc32(file) -> str:
+    "Checksum of a file"
+    crc = 0
+    with open(file, 'rb') as f:
+        while block := f.read(2**20): crc = zlib.crc32(block, crc)
+    return f'{crc:08x}'
+
+def _damage(file) -> str:
+    "Why stored features cannot be used; '' if they can"
+    if not file.exists(): return f'{file} is missing'
+    try: return _damage_of(file, file.stat().st_size, file.stat().st_mtime_ns, file.with_suffix('.json').read_text())
+    except (OSError, ValueError): return f'{file} has no readable checksum beside it'
+
+@lru_cache(256)
+def _damage_of(file, size, mtime_ns, text) -> str: # read once, until the file changes
+    "The same for one state of the file and its neighbour"
+    sound = json.loads(text) == dict(crc32=_crc32(file), size=size)
+    return '' if sound else f'{file} is damaged: it does not have the checksum that it was written with'
 
 # %% ../nbs/30_probe.ipynb #b7c770f5
 def _features_shape(config, clips, views) -> tuple: # n, V, N, D
@@ -385,7 +440,8 @@ def plot_curves(
         ax.axhline(100*chance, color='grey', ls=':', lw=1, label=f'chance {100*chance:.1f} %')
     top = min(100, 1.25*max(ax.get_ylim()))
     ax.set(xlabel='epoch', ylabel='accuracy, %', title=title, ylim=(0, top))
-    ax.legend(fontsize=7, loc='upper left')
+    texts = [ax.title, *ax.legend(fontsize=7, loc='upper left').get_texts()]
+    for text in texts: text.set_parse_math(False) # $ is no formula
     return ax.figure
 
 # %% ../nbs/30_probe.ipynb #3bbbf8c1
@@ -397,9 +453,10 @@ def plot_confusion(evaluation:Evaluation, title:str='', ax=None):
     for i, j in zip(*table.nonzero()):
         color = 'white' if table[i, j] > table[i].sum()/2 else 'black'
         ax.text(j, i, table[i, j], ha='center', va='center', fontsize=6, color=color)
-    ax.set_xticks(range(n), evaluation.classes, rotation=60, ha='right', fontsize=7)
-    ax.set_yticks(range(n), evaluation.classes, fontsize=7)
-    ax.set(xlabel='predicted', ylabel='true', title=title)
+    ax.set_xticks(range(n), evaluation.classes, rotation=60, ha='right', fontsize=7, parse_math=False) # $ is no formula
+    ax.set_yticks(range(n), evaluation.classes, fontsize=7, parse_math=False)
+    ax.set(xlabel='predicted', ylabel='true')
+    ax.set_title(title, parse_math=False)
     ax.grid(False)
     return ax.figure
 
@@ -585,6 +642,7 @@ def _load_own(path, tensors, described, encoder_config) -> LoadedProbe:
 def _load_huggingface(path, content, described, encoder_config, output_projection) -> LoadedProbe:
     "The head of a `VJEPA2ForVideoClassification`; heads, norms and class names are in its config.json"
     tensors, c = head_from_huggingface(content), described.get('huggingface', {})
+    config_from_huggingface(c or None) # raises where the network is another
     for name in ('pooler.query_tokens', 'linear.weight'):
         if name not in tensors: raise ValueError(f"{path}: the head has no '{name}'; it has {', '.join(tensors)[:200]}")
     if output_projection: raise ValueError(f'{path} has no xattn.proj to apply; leave output_projection out')
