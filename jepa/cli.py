@@ -4,22 +4,24 @@
 
 # %% auto #0
 __all__ = ['app', 'reports_app', 'actions_app', 'checkpoint_app', 'data_app', 'groups', 'Tier', 'Layout', 'Seed', 'Hints',
-           'methods', 'OutputProjection', 'Source', 'option', 'argument', 'pairs', 'clear_errors', 'doctor',
-           'parameters', 'report_parameters', 'reports_run', 'reports_list', 'reports_index', 'actions_make',
-           'with_changes', 'option_changes', 'stored_config', 'method_config', 'say', 'training_config', 'run_state',
-           'mean_loss', 'before_and_after', 'pretrain_on', 'pretrain', 'open_encoders', 'part_of', 'labelled_parts',
-           'probe_tables', 'draw_confusions', 'write_probe', 'probe_clips', 'probe_encoder', 'probe_on',
-           'difference_line', 'probe', 'answers_with_status', 'draw_sheet', 'infer', 'files_among', 'patch_at',
-           'write_pictures', 'view', 'checkpoint_fetch', 'checkpoint_inspect', 'checkpoint_convert', 'manifest_of',
-           'given_source', 'data_index', 'per_class_numbers', 'way_of', 'next_of_nano', 'data_nano', 'part_numbers',
-           'videos_from_youtube', 'videos_from_archives', 'data_fetch', 'data_shards']
+           'methods', 'Method', 'Accept', 'OutputProjection', 'Source', 'option', 'argument', 'pairs', 'process_rank',
+           'say', 'command', 'doctor', 'parameters', 'report_parameters', 'reports_run', 'reports_list',
+           'reports_index', 'reports_render', 'reports_bless', 'actions_make', 'with_changes', 'option_changes',
+           'stored_config', 'method_config', 'training_config', 'run_state', 'mean_loss', 'before_and_after',
+           'pretrain_on', 'pretrain', 'open_encoders', 'part_of', 'labelled_parts', 'probe_tables', 'draw_confusions',
+           'write_probe', 'probe_clips', 'probe_encoder', 'probe_on', 'difference_line', 'probe', 'answers_with_status',
+           'draw_sheet', 'infer', 'files_among', 'patch_at', 'write_pictures', 'view', 'checkpoint_fetch',
+           'checkpoint_inspect', 'checkpoint_convert', 'manifest_of', 'given_source', 'data_index', 'per_class_numbers',
+           'way_of', 'next_of_nano', 'data_nano', 'part_numbers', 'videos_from_youtube', 'videos_from_archives',
+           'data_fetch', 'data_shards']
 
 # %% ../nbs/51_cli.ipynb #2759dede
-import json, os, sys
+import json, math, os, sys, time
 from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
+from ._messages import explain, printable
 
 # %% ../nbs/51_cli.ipynb #5074aeec
 _next = """What to do next:
@@ -47,6 +49,10 @@ groups = dict(reports=reports_app, actions=actions_app, checkpoint=checkpoint_ap
 for name, group in groups.items(): app.add_typer(group, name=name)
 
 # %% ../nbs/51_cli.ipynb #1a520e52
+def _finite(value:float):
+    if value is None or math.isfinite(value): return value
+    raise typer.BadParameter(f'{value} is not a number with a size')
+
 def option(
     kind,     # of the value; without one it is None
     help:str, # for `--help`
@@ -54,7 +60,8 @@ def option(
     **limits  # min, max, metavar
 ):
     "The type of an option in a command's signature"
-    return Annotated[Optional[kind], typer.Option(*names, help=help, **limits)]
+    check = _finite if kind is float else None
+    return Annotated[Optional[kind], typer.Option(*names, help=help, callback=check, **limits)]
 
 def argument(kind, help:str):
     "The type of an argument in a command's signature"
@@ -66,35 +73,54 @@ def pairs(what:str):
 
 Tier = option(str, 'quick, standard or paper; the tier of settings.ini by default.')
 Layout = option(str, 'How the videos lie: list, csv, tree, ssv2, plain or file; found out by default.')
-Seed = option(int, 'Seed of everything random; 0 by default.')
+Seed = option(int, 'Seed of everything random; 0 by default.', min=0)
 Hints = pairs('A field of the encoder that its file cannot tell, such as num_heads=3')
 
 # %% ../nbs/51_cli.ipynb #7d9f7f6c
-_mistakes = (KeyError, ValueError, TypeError, FloatingPointError, FileNotFoundError, FileExistsError,
-             IsADirectoryError, NotADirectoryError, PermissionError)
+_ranks = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'GROUP_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 
-def clear_errors(command):
-    "Let bad input end a command with one line and exit status 2"
-    @wraps(command)
-    def run(*args, **kwargs):
-        try: return command(*args, **kwargs)
-        except Exception as e:
-            ours = isinstance(e, _mistakes) or type(e).__module__.startswith('jepa.')
-            if not ours or os.environ.get('JEPA_TRACEBACK'): raise
-            message = str(e) if isinstance(e, OSError) else str(e.args[0] if e.args else e)
-            typer.echo(f'jepa: {" ".join(message.split())}', err=True)
-            raise typer.Exit(2) from None
-    return run
+def process_rank() -> int: return int(os.environ.get('RANK', 0)) # of the processes that one command runs in
+
+def say(line):
+    "Print a line; of several processes the first one speaks"
+    if process_rank() == 0: typer.echo(printable(str(line)))
+
+def _first_alone():
+    "Of several processes the first one works as if it were alone; the others leave"
+    if process_rank(): raise typer.Exit(0)
+    for variable in _ranks: os.environ.pop(variable, None)
+
+def _end(error):
+    "End a command with one line and status 2, if the error can be said in one"
+    text = '' if os.environ.get('JEPA_TRACEBACK') else explain(error)
+    if not text: raise error
+    rank = process_rank()
+    if rank: time.sleep(5) # most mistakes are of all processes: the first one tells, and its end ends the others
+    typer.echo('jepa: ' + f'process {rank}: '*bool(rank) + text, err=True)
+    raise typer.Exit(2) from None
+
+# %% ../nbs/51_cli.ipynb #b853152f
+def _expanded(value): return value.expanduser() if isinstance(value, Path) else value
+
+def command(group, name:str=None, divides:bool=False, **texts):
+    "Add a command to a group; bad input ends it with one line and exit status 2"
+    def add(function):
+        @wraps(function)
+        def run(**options):
+            if not divides: _first_alone()
+            try: return function(**{option: _expanded(value) for option, value in options.items()})
+            except Exception as e: _end(e)
+        return group.command(name, **texts)(run)
+    return add
 
 # %% ../nbs/51_cli.ipynb #ad6fc40a
-@app.command()
-@clear_errors
+@command(app)
 def doctor():
     "Show versions, device, precision, decoders, disk and memory of this machine, and why each was chosen."
     from jepa.core import environment
     facts = environment()
     width = max(map(len, facts))
-    for name, value in facts.items(): typer.echo(f'{name:<{width}}  {value}')
+    for name, value in facts.items(): say(f'{name:<{width}}  {value}')
 
 # %% ../nbs/51_cli.ipynb #fd96f156
 def parameters(
@@ -114,19 +140,21 @@ def parameters(
 def report_parameters(pairs:list[str]) -> dict:
     "Names and values; a path gets its full name, since notebooks run in another folder"
     values = parameters(pairs)
+    for name, option in (('out', '--out FOLDER'), ('tier', '--tier NAME')):
+        if name in values: raise ValueError(f'--set {name}=... is no parameter of a report; use {option}')
     for name, value in values.items():
-        if isinstance(value, str) and value and Path(value).exists(): values[name] = str(Path(value).resolve())
+        path = Path(value).expanduser() if isinstance(value, str) and value else None
+        if path and path.exists(): values[name] = str(path.resolve())
     return values
 
-@reports_app.command('run')
-@clear_errors
+@command(reports_app, 'run')
 def reports_run(
     names: argument(list[str], 'Reports to make; all by default. `jepa reports list` names them.') = None,
     tier: Tier = '',
     set_: pairs('A parameter of the notebooks') = None,
     force: option(bool, 'Make again what is up to date.', '--force') = False,
-    out: option(str, 'Folder for the results; results/<tier> by default.') = '',
-    jobs: option(int, 'Reports at once; they divide the threads. 0: on a CPU one per thread, at most 4.', min=0) = 0,
+    out: option(Path, 'Folder for the results; results/<tier> by default.') = None,
+    jobs: option(int, 'Reports at once; they divide the threads. 0: on a CPU one per thread.', min=0, max=256) = 0,
 ):
     "Make reports, skip what is up to date, and say where the index is. Exit status 1 if one failed."
     from jepa.core import load_settings
@@ -135,38 +163,62 @@ def reports_run(
     outcomes = run_reports(names or None, tier, report_parameters(set_), force, out or None, jobs=jobs)
     index = Path(out or load_settings().results/tier).resolve()/'index.html'
     counts = {status: sum(o.status == status for o in outcomes) for status in ('made', 'up to date', 'failed')}
-    typer.echo(', '.join(f'{n} {status}' for status, n in counts.items() if n))
-    typer.echo(index.as_uri())
+    say(', '.join(f'{n} {status}' for status, n in counts.items() if n))
+    say(index.as_uri())
     if counts['failed']: raise typer.Exit(1)
 
 # %% ../nbs/51_cli.ipynb #88c2d9e3
-@reports_app.command('list')
-@clear_errors
+@command(reports_app, 'list')
 def reports_list(tier: Tier = ''):
     "List the reports with what they make, their time budget and their state."
     from jepa.report import report_states
     words = dict(check='check failed', missing='not made')
     for s in report_states(tier):
         makes, minutes = f"{s.spec.paper}: {', '.join(s.spec.makes):<32}", s.spec.tiers[s.tier].minutes
-        typer.echo(f'{s.name:<24} {makes} {minutes:>6g} min  {words.get(s.status, s.status)}')
+        say(f'{s.name:<24} {makes} {minutes:>6g} min  {words.get(s.status, s.status)}')
+        if s.status in ('stale', 'failed', 'check'): say(f'    {s.why}')
 
-@reports_app.command('index')
-@clear_errors
+@command(reports_app, 'index')
 def reports_index(tier: Tier = ''):
     "Write the index page again, without running anything, and say where it is."
     from jepa.report import make_index
-    typer.echo(Path(make_index(tier)).resolve().as_uri())
+    say(Path(make_index(tier)).resolve().as_uri())
+
+# %% ../nbs/51_cli.ipynb #87650050
+@command(reports_app, 'render')
+def reports_render(
+    names: argument(list[str], 'Reports to draw again; all by default.') = None,
+    tier: Tier = '',
+    out: option(Path, 'Folder of the results; results/<tier> by default.') = None,
+):
+    "Finding, figures and tables again from saved values: seconds, no training. Exit status 1 if one must be run."
+    from jepa.report import render_reports
+    outcomes = render_reports(names or None, tier=tier, out=out or None)
+    for o in outcomes: say(str(o))
+    if any(o.status == 'failed' for o in outcomes): raise typer.Exit(1)
+
+@command(reports_app, 'bless')
+def reports_bless(
+    name: argument(str, 'The report whose result is kept.'),
+    because: option(str, 'Why its numbers are as they would be today.'),
+    tier: Tier = '',
+    out: option(Path, 'Folder of the results; results/<tier> by default.') = None,
+):
+    "Keep a result whose code changed without changing numbers; a fixed small experiment must agree."
+    from jepa.report import bless
+    changed = bless(name, because, tier, out or None)
+    say(f'{name} is kept, although {len(changed)} definitions differ')
+    for words in changed[:20]: say(f'    {words}')
 
 # %% ../nbs/51_cli.ipynb #99412aa6
-@actions_app.command('make')
-@clear_errors
+@command(actions_app, 'make')
 def actions_make(
     set_: pairs('A field of ActionsConfig') = None,
     root: option(Path, 'Folder for datasets; the one of settings.ini by default.') = None,
 ):
     "Make the clips of the embedded dataset that are missing, and print the manifest's path."
     from jepa.actions import ActionsConfig, make_actions
-    typer.echo(make_actions(ActionsConfig.from_dict(parameters(set_)), root, progress=sys.stderr.isatty()))
+    say(make_actions(ActionsConfig.from_dict(parameters(set_)), root, progress=sys.stderr.isatty()))
 
 # %% ../nbs/51_cli.ipynb #31bfefeb
 def with_changes(
@@ -231,10 +283,6 @@ def method_config(
     return makers[method](**{name: value for name, value in values.items() if value is not None})
 
 # %% ../nbs/51_cli.ipynb #2c8e4bb9
-def say(line:str):
-    "Print a line; of several processes the first one speaks"
-    if os.environ.get('RANK', '0') == '0': typer.echo(line)
-
 def training_config(
     file:Optional[Path],  # a JSON file,
     method:Optional[str], # or in `methods`
@@ -245,8 +293,9 @@ def training_config(
     start = {name: changes.get(name) for name in ('epochs', 'seed')}
     return with_changes(stored_config(file) if file else method_config(method or 'nano', start), changes)
 
-def run_state(run, config) -> str:
+def run_state(run, config, force:bool=False) -> str:
     "What a run folder holds before `pretrain`"
+    if force: return 'new'
     if (run.folder/'config.json').exists() and run.config != config: return 'another experiment' # which is refused
     if run.done: return 'finished before'
     return 'continued' if (run.folder/'checkpoint.pt').exists() else 'new'
@@ -261,41 +310,48 @@ def before_and_after(run) -> str:
     return rows.T.to_string(float_format='{:.4g}'.format)
 
 # %% ../nbs/51_cli.ipynb #17a9a935
+Method = option(str, 'What is trained: nano (by default), vjepa, pico, pico-published, or laptop, the small recipe '
+                     'that learns motion; the defaults below are those of nano.')
+Accept = option(bool, 'Go on though precision, device, decoder or torch changed.', '--accept')
+
 def pretrain_on(
     videos, # their manifest
     config, # a `TrainConfig`
-    out:Optional[Path]=None # the run folder
+    out:Optional[Path]=None, # the run folder
+    force=False, accept=False # as of `pretrain`
 ):
-    "Pretrain, and print what goes on"
+    "Pretrain, and print what goes on; of several processes only the first one reads the run's tables"
     from jepa.train import Run, pretrain, run_folder
     run = Run(out or run_folder(config, videos))
-    say(f'{len(videos)} videos, {config.encoder.grid.tokens} tokens a clip, {config.epochs} epochs; '
-        f'run folder ({run_state(run, config)}): {run.folder}')
-    pretrain(config, videos, run.folder, progress=sys.stderr.isatty(), on_epoch=mean_loss)
+    if process_rank() == 0:
+        say(f'{len(videos)} videos, {config.encoder.grid.tokens} tokens a clip, {config.epochs} epochs; '
+            f'run folder ({run_state(run, config, force)}): {run.folder}')
+    pretrain(config, videos, run.folder, on_epoch=mean_loss, progress=sys.stderr.isatty(), force=force, accept=accept)
+    if process_rank(): return
     say(before_and_after(run))
     say(f'Next: jepa probe {run.folder} VIDEOS, with labelled videos')
 
 # %% ../nbs/51_cli.ipynb #b43d3b8f
-@app.command()
-@clear_errors
+@command(app, divides=True)
 def pretrain(
     videos: argument(Path, 'A list, a CSV file, a folder of classes, or a folder of videos; labels are not needed.'),
     config: option(Path, "A JSON file with fields, such as another run's config.json; options change them.") = None,
-    method: option(str, 'What is trained: nano (by default), vjepa, pico, pico-published, or laptop, the small recipe '
-                        'that learns motion; the defaults below are those of nano.') = None,
+    method: Method = None,
     size: option(str, 'Encoder: toy, micro, pico, tiny, small, base, large, ...; tiny by default.') = None,
-    num_frames: option(int, 'Frames of a clip; 16 by default.') = None,
-    stride: option(int, 'Distance between them in frames of the file; 4 by default.') = None,
-    pixels: option(int, 'Height and width that the network sees; 224 by default.') = None,
-    patch_size: option(int, 'Pixels; 16 by default.') = None,
+    num_frames: option(int, 'Frames of a clip; 16 by default.', min=1, max=4096) = None,
+    stride: option(int, 'Distance between them in frames of the file; 4 by default.', min=1) = None,
+    pixels: option(int, 'Height and width that the network sees; 224 by default.', min=1, max=8192) = None,
+    patch_size: option(int, 'Pixels; 16 by default.', min=1) = None,
     flip: option(bool, 'Mirror half of the clips; done by default.', '--flip/--no-flip') = None,
-    epochs: option(int, '15 by default.') = None,
-    batch_size: option(int, 'Clips of a step; 8 by default.') = None,
+    epochs: option(int, '15 by default.', min=1) = None,
+    batch_size: option(int, 'Clips of a step; 8 by default.', min=1) = None,
     seed: Seed = None,
     set_: pairs('Any field of the configuration, such as predictor.depth=6') = None,
     split: option(str, 'Videos of this split only; by default train, where there is one.') = '',
     layout: Layout = 'auto',
     out: option(Path, 'The run folder; by default named by configuration and data, in that of settings.ini.') = None,
+    force: option(bool, 'Start anew; what the run folder holds is kept as FOLDER.old.', '--force') = False,
+    accept: Accept = False,
 ):
     "Pretrain a video JEPA. The same command continues a run that was stopped, and opens one that is finished."
     from jepa.data import read_manifest
@@ -304,7 +360,7 @@ def pretrain(
     config = training_config(config, method, {**changes, **parameters(set_)})
     manifest = read_manifest(videos, layout)
     if split or 'train' in set(manifest.table.split): manifest = manifest.split(split or 'train')
-    pretrain_on(manifest, config, out)
+    pretrain_on(manifest, config, out, force, accept)
 
 # %% ../nbs/51_cli.ipynb #17ad2f71
 def open_encoders(
@@ -461,8 +517,8 @@ def probe_on(
     clips, probes, results = probe_clips(parts, clip, copies, flip), {}, {}
     for name, encoder in encoders.items():
         probes[name], results[name] = probe_encoder(config, encoder, clips, copies)
-        typer.echo(f'{name:<10}  {results[name]}')
-    typer.echo(difference_line(paired_difference(*results.values())))
+        say(f'{name:<10}  {results[name]}')
+    say(difference_line(paired_difference(*results.values())))
     encoder = encoders['pretrained']
     made_from = dict(encoder=fingerprint(encoder), encoder_config=encoder.config.to_dict(), clip=clip.to_dict(),
                      copies=copies, flip=flip, probe=config.to_dict(), train=parts['train'].hash,
@@ -472,27 +528,26 @@ def probe_on(
     tensors = config.kind not in ('logistic', 'knn') # scikit-learn's have none
     if tensors: save_probe(folder/'probe.safetensors', probes['pretrained'])
     files = ['accuracy.csv', 'per_class.csv', 'predictions.csv', 'confusion.png', 'probe.json']
-    typer.echo(f"{folder}: {', '.join(files + ['probe.safetensors (for jepa infer)']*tensors)}")
+    say(f"{folder}: {', '.join(files + ['probe.safetensors (for jepa infer)']*tensors)}")
 
 # %% ../nbs/51_cli.ipynb #eab4e2fa
 def difference_line(d:dict) -> str: # from `paired_difference`
     interval = f"[{d['low']:+.1f}, {d['high']:+.1f}] (paired, 95 %)"
     return f"difference  {d['points']:+.1f} points {interval}, p = {d['p']:.2g} (McNemar)"
 
-@app.command()
-@clear_errors
+@command(app)
 def probe(
     checkpoint: argument(Path, 'The folder of a run, or a checkpoint of any layout.'),
     videos: argument(Path, 'Labelled videos with the splits train and val (or test).') = None,
     train: option(Path, 'Training videos, where they are listed apart.') = None,
     val: option(Path, 'Validation videos, where they are listed apart.') = None,
     kind: option(str, 'attentive, linear, mlp, logistic or knn.') = 'attentive',
-    epochs: option(int, 'Of the probe; 20 by default.') = None,
-    copies: option(int, 'Augmented copies of every training clip; 0: the clip as it is.', min=0) = 4,
+    epochs: option(int, 'Of the probe; 20 by default.', min=1) = None,
+    copies: option(int, 'Augmented copies of every training clip; 0: the clip as it is.', min=0, max=1000) = 4,
     flip: option(bool, 'Mirror half of the copies; wrong if classes have a direction.', '--flip/--no-flip') = False,
-    stride: option(int, 'Frames of the file between two frames of a clip; as in pretraining by default.') = None,
-    segments: option(int, 'Clips per validation video.') = 1,
-    views: option(int, 'Crops per validation clip, 1 or 3.') = 1,
+    stride: option(int, 'Frames of the file between two frames of a clip; as in pretraining by default.', min=1) = None,
+    segments: option(int, 'Clips per validation video.', min=1, max=1000) = 1,
+    views: option(int, 'Crops per validation clip, 1 or 3.', min=1, max=3) = 1,
     seed: Seed = None,
     set_: pairs('Any field of the configuration, such as weight_decay=0.1') = None,
     layout: Layout = 'auto',
@@ -524,17 +579,16 @@ def draw_sheet(results, root:Path, sheet:Path):
     with write_beside(sheet) as temporary: contact_sheet(results, root).savefig(temporary, format='png', dpi=110)
 
 # %% ../nbs/51_cli.ipynb #3fa6b5b2
-@app.command(epilog='Exit status: 0 all answered, 3 some skipped (skipped.csv), 2 a mistake, 130 interrupted.')
-@clear_errors
+@command(app, epilog='Exit status: 0 all answered, 3 some skipped (skipped.csv), 2 a mistake, 130 interrupted.')
 def infer(
     videos: option(Path, 'A folder, a list of paths, a CSV file, or one video or image.'),
     probe: option(Path, 'A probe of any layout, or an ensemble as `save_ensemble` writes it.'),
     encoder: option(Path, 'A checkpoint or the folder of a run; not for an ensemble that holds its encoders.') = None,
     classes: option(str, 'Names of the classes: a text file with one a line, kinetics400 or imagenet; '
                          "by default those in the probe's file, or numbers.") = '',
-    segments: option(int, 'Clips spread over the length of a video.') = 8,
-    views: option(int, 'Crops per clip, 1 or 3.') = 3,
-    stride: option(int, 'Frames of the file between two frames of a clip.') = 4,
+    segments: option(int, 'Clips spread over the length of a video.', min=1, max=1000) = 8,
+    views: option(int, 'Crops per clip, 1 or 3.', min=1, max=3) = 3,
+    stride: option(int, 'Frames of the file between two frames of a clip.', min=1) = 4,
     top: option(int, 'Classes kept of every answer.', min=1) = 5,
     batch_size: option(int, 'Crops computed together.', min=1) = 8,
     output_projection: OutputProjection = None,
@@ -547,10 +601,10 @@ def infer(
     from jepa.infer import load_classifier, video_files
     files = video_files(videos)
     classifier = load_classifier(encoder, probe, classes or None, output_projection, **parameters(set_))
-    typer.echo('\n'.join(classifier.loaded))
+    say('\n'.join(classifier.loaded))
     results = answers_with_status(classifier, files, out, segments, views, stride, top, batch_size)
     n, skipped = len(results.table), len(results.skipped)
-    typer.echo(f'{n} answered in {out}, {skipped} skipped' + f", see {out.parent/'skipped.csv'}"*bool(skipped))
+    say(f'{n} answered in {out}, {skipped} skipped' + f", see {out.parent/'skipped.csv'}"*bool(skipped))
     if sheet and n: draw_sheet(results, files.root, sheet)
     if skipped: raise typer.Exit(3)
 
@@ -574,19 +628,18 @@ def write_pictures(folder:Path, pictures) -> dict: # name -> caption, files
     for n, (name, picture) in enumerate(pictures, 1):
         files = picture.save(folder, name)
         done[name] = picture.caption, files
-        typer.echo(f'{n:>2}  {name:<12}{", ".join(files)}')
+        say(f'{n:>2}  {name:<12}{", ".join(files)}')
     return done
 
 # %% ../nbs/51_cli.ipynb #f1662d6f
-@app.command()
-@clear_errors
+@command(app)
 def view(
     video: argument(Path, 'A video or an image.'),
     encoder: option(Path, 'A checkpoint of any layout, or the folder of a run (then with surprise).'),
     out: option(Path, 'Folder for the page and the pictures; view-NAME by default.') = None,
     among: option(Path, 'Other videos (a folder, list or CSV file) in which neighbours are looked for; '
                         'by default other times of this one.') = None,
-    segments: option(int, 'Clips spread over the length of the video.', min=1) = 8,
+    segments: option(int, 'Clips spread over the length of the video.', min=1, max=1000) = 8,
     stride: option(int, 'Frames of the file between two frames of a clip; 0: as in training, or 4.', min=0) = 0,
     patch: option(str, 'The patch that is followed: TIME,ROW,COLUMN on the grid of tokens; '
                        'by default the one that stands out most.') = '',
@@ -602,40 +655,37 @@ def view(
     at, model = patch_at(patch), open_model(encoder, stride, **parameters(set_))
     if block > (n := len(model.encoder.blocks)): raise ValueError(f'--block {block}, but the encoder has {n} blocks')
     folder = out or Path(f'view-{video.stem}')
-    typer.echo(f'{encoder}: {model.name}' + f'; no surprise: {model.why}'*bool(model.why))
+    say(f'{encoder}: {model.name}' + f'; no surprise: {model.why}'*bool(model.why))
     pictures = all_pictures(model, video, files_among(among), at, segments, windows, block - 1)
     facts = f'{model.name}.' + f' No surprise: {model.why}.'*bool(model.why)
-    typer.echo(write_page(folder, f'{video.name} as {encoder.name} sees it', facts, write_pictures(folder, pictures)))
+    say(write_page(folder, f'{video.name} as {encoder.name} sees it', facts, write_pictures(folder, pictures)))
 
 # %% ../nbs/51_cli.ipynb #5bba1d76
-@checkpoint_app.command('fetch')
-@clear_errors
+@command(checkpoint_app, 'fetch')
 def checkpoint_fetch(
     name: argument(str, 'A published checkpoint or probe, or an address; without it all names are listed.') = None,
     folder: option(Path, 'Where it comes to lie; data/checkpoints of settings.ini by default.') = None,
     sha256: option(str, 'Refuse another content.') = None,
-    size: option(int, 'Refuse another length, in bytes.') = None,
+    size: option(int, 'Refuse another length, in bytes.', min=0) = None,
 ):
     "Download a checkpoint; a download that broke off goes on where it stopped. Prints where it lies."
     from jepa.checkpoint import fetch, published, repositories
     if name:
-        typer.echo(fetch(name, folder, sha256, size, progress=sys.stderr.isatty()))
+        say(fetch(name, folder, sha256, size, progress=sys.stderr.isatty()))
         return
     for model, address in {**published, **dict.fromkeys(repositories, 'Hugging Face')}.items():
-        typer.echo(f'{model:<36} {address}')
+        say(f'{model:<36} {address}')
 
 Source = argument(Path, 'A file, a Hugging Face folder, or the folder of a run.')
 
-@checkpoint_app.command('inspect')
-@clear_errors
+@command(checkpoint_app, 'inspect')
 def checkpoint_inspect(source: Source, names: option(bool, 'List every tensor.', '--names') = False):
     "Show layout, parts, sizes and configuration of a checkpoint."
     from jepa.checkpoint import inspect_checkpoint
-    typer.echo(inspect_checkpoint(source, names))
+    say(inspect_checkpoint(source, names))
 
 # %% ../nbs/51_cli.ipynb #3e413c06
-@checkpoint_app.command('convert')
-@clear_errors
+@command(checkpoint_app, 'convert')
 def checkpoint_convert(
     source: Source,
     destination: argument(Path, 'A .safetensors file (jepa), a file (vjepa) or a folder (huggingface).'),
@@ -646,7 +696,7 @@ def checkpoint_convert(
     "Write a checkpoint in another layout, and show the load report."
     from jepa.checkpoint import convert
     if destination.exists(): raise FileExistsError(f'{destination} exists; choose another name')
-    typer.echo(f'{convert(source, destination, to, part, **parameters(set_))!r}\n{destination}')
+    say(f'{convert(source, destination, to, part, **parameters(set_))!r}\n{destination}')
 
 # %% ../nbs/51_cli.ipynb #f345af5e
 def manifest_of(name:str): # `Manifest`
@@ -658,37 +708,37 @@ def given_source(name:str) -> Path: # a manifest, list or folder
     "A path, or a dataset that `jepa data fetch` keeps under its name"
     from jepa._fetch import folders
     from jepa.core import load_settings
-    if name not in folders or Path(name).exists(): return Path(name)
+    if name not in folders or Path(name).exists(): return Path(name).expanduser()
     folder = load_settings().data/name
     return folder/'manifest.csv' if (folder/'manifest.csv').exists() else folder
 
 # %% ../nbs/51_cli.ipynb #8d9a9dd3
-@data_app.command('index')
-@clear_errors
+@command(data_app, 'index')
 def data_index(
     root: argument(Path, 'A folder of videos or images, a list, or a CSV file.'),
     out: option(Path, 'The manifest to write; manifest.csv in the folder by default.') = None,
     durations: option(str, 'Headers to read for length and readability: sample (200 files), all or none.') = 'sample',
     layout: Layout = 'auto',
-    official_split: option(int, 'Of UCF101 and HMDB51: 1, 2 or 3; 1 by default.') = None,
+    official_split: option(int, 'Of UCF101 and HMDB51: 1, 2 or 3; 1 by default.', min=1, max=3) = None,
 ):
     "Look at every file and write a manifest of the usable ones; a second run opens only what is new or has changed."
     from jepa.datasets import index_dataset
     index = index_dataset(root, out, layout, official_split, durations, progress=sys.stderr.isatty())
     kind = index.kind if index.kind != 'unknown' else 'No dataset known by its names'
-    typer.echo(f'{kind}: {index.manifest}\n{index.table().to_string(float_format="{:.4g}".format)}')
+    say(f'{kind}: {index.manifest}\n{index.table().to_string(float_format="{:.4g}".format)}')
     changes = ', '.join(f'{n} {what}' for what, n in index.changes.items())
-    typer.echo(f'{changes}; {index.opened} headers read')
+    say(f'{changes}; {index.opened} headers read')
     for problem, n in index.problems.problem.value_counts().items():
-        typer.echo(f"{n} files left out: {problem} ({index.out.with_suffix('.problems.csv')})")
-    typer.echo(f'Next: jepa data nano --from {index.out} --classes 10 --per-class 50 --out FOLDER')
+        say(f"{n} files left out: {problem} ({index.out.with_suffix('.problems.csv')})")
+    say(f'Next: jepa data nano --from {index.out} --classes 10 --per-class 50 --out FOLDER')
 
 # %% ../nbs/51_cli.ipynb #e268f14c
 def per_class_numbers(text:str): # one number, or a list of them
     "The numbers of `--per-class`"
-    try: numbers = [int(n) for n in text.split(',')]
-    except ValueError:
-        raise ValueError(f"--per-class '{text}' is not a number, nor numbers with commas between") from None
+    numbers = text.split(',')
+    if not all(n.strip().isdigit() and int(n) for n in numbers):
+        raise ValueError(f"--per-class '{text}': expected a number above 0, or numbers with commas between (100,50)")
+    numbers = [int(n) for n in numbers]
     return numbers[0] if len(numbers) == 1 else numbers
 
 def way_of(copy:bool, link:bool, transcode:Optional[int]) -> str:
@@ -707,8 +757,7 @@ def next_of_nano(classes:str, source:str, manifest:Path):
         say(f'or: jepa reports run nano_tab2_videos --tier paper {both}')
 
 # %% ../nbs/51_cli.ipynb #52b05062
-@data_app.command('nano')
-@clear_errors
+@command(data_app, 'nano')
 def data_nano(
     source: option(str, 'A manifest, list or folder; or kinetics400, kinetics600, kinetics700 as fetched.', '--from'),
     out: option(Path, 'A new folder.'),
@@ -716,10 +765,10 @@ def data_nano(
                          'nano-table2, nano-table2-A to -F, pico-table2, pico-10, pico-4.') = '10',
     per_class: option(str, 'Files of each class: one number, or one for each split (100,50).') = '50',
     split: option(str, 'Splits with commas between.') = 'train,val',
-    seed: option(int, 'Another seed, other files.') = 0,
+    seed: option(int, 'Another seed, other files.', min=0) = 0,
     copy: option(bool, 'Copy the files.', '--copy') = False,
     link: option(bool, 'Link to them; done by default.', '--link') = False,
-    transcode: option(int, 'Write them again as H.264, with this short side in pixels.') = None,
+    transcode: option(int, 'Write them again as H.264, with this short side in pixels.', min=16, max=8192) = None,
     fewer: option(bool, 'Take what there is of a class that has fewer.', '--fewer') = False,
     shrink: option(int, 'Divide the numbers of files, for trials.', min=1) = 1,
 ):
@@ -730,7 +779,7 @@ def data_nano(
     rule = request(classes, per_class_numbers(per_class), tuple(split.split(',')), seed, fewer, shrink)
     part = make_part(manifest_of(source), rule, out, way, side=transcode or 224, progress=sys.stderr.isatty())
     manifest = out.resolve()/'manifest.csv'
-    typer.echo(f'{part}\n{manifest}')
+    say(f'{part}\n{manifest}')
     next_of_nano(classes, source, manifest)
 
 # %% ../nbs/51_cli.ipynb #0fee2cb6
@@ -752,11 +801,10 @@ def videos_from_archives(dataset:str, split:str, out:Path, parts:list[int], base
     "Fetch archives, and print how many videos they had"
     from jepa._fetch import fetch
     videos = fetch(dataset, split, out, parts or None, base, sys.stderr.isatty()) # of each archive
-    typer.echo(f'{sum(videos.values())} videos from {len(videos)} archives in {out}/{split}')
+    say(f'{sum(videos.values())} videos from {len(videos)} archives in {out}/{split}')
 
 # %% ../nbs/51_cli.ipynb #6d096c0d
-@data_app.command('fetch', epilog='Exit status 1 if videos were not to be had.')
-@clear_errors
+@command(data_app, 'fetch', epilog='Exit status 1 if videos were not to be had.')
 def data_fetch(
     dataset: argument(str, 'kinetics400, kinetics600 or kinetics700.'),
     split: option(str, 'train, val or test.') = 'val',
@@ -765,7 +813,7 @@ def data_fetch(
     base: option(str, 'Address of the archives; the public ones by default.') = '',
     youtube: option(bool, 'Video by video from YouTube, with yt-dlp.', '--from-youtube') = False,
     classes: option(str, 'From YouTube: names with commas between; all by default.') = '',
-    per_class: option(int, 'From YouTube: so many of each class.') = None,
+    per_class: option(int, 'From YouTube: so many of each class.', min=1) = None,
     cookies: option(Path, 'From YouTube: a cookies.txt file.') = None,
 ):
     "Fetch Kinetics: archives one after the other, unpacked as they arrive. The same command continues."
@@ -775,26 +823,25 @@ def data_fetch(
     names = [c.strip() for c in classes.split(',') if c]
     if youtube: failures = videos_from_youtube(dataset, split, out, names, per_class, cookies, base or cvdf)
     else: videos_from_archives(dataset, split, out, numbers, base or cvdf)
-    typer.echo(f'Next: jepa data index {out}')
+    say(f'Next: jepa data index {out}')
     if failures: raise typer.Exit(1)
 
 # %% ../nbs/51_cli.ipynb #9281d032
-@data_app.command('shards')
-@clear_errors
+@command(data_app, 'shards')
 def data_shards(
     out: option(Path, 'A new folder.'),
     source: option(str, 'A manifest, list or folder to write shards of.', '--from') = '',
     at: option(str, 'Or the address of a folder of shards, fetched as they are read.') = '',
-    keep: option(int, 'With --at: shards that lie here at a time.') = 16,
-    megabytes: option(float, 'Of a shard.') = 256,
-    seed: option(int, 'Of the order in which files go to shards.') = 0,
+    keep: option(int, 'With --at: shards that lie here at a time.', min=1) = 16,
+    megabytes: option(float, 'Of a shard.', min=0.001, max=1e6) = 256,
+    seed: option(int, 'Of the order in which files go to shards.', min=0) = 0,
 ):
     "Make WebDataset tar shards, or use those of a web server; `jepa pretrain` and `jepa probe` read the folder."
     from jepa.shards import remote_shards, write_shards
     if bool(source) == bool(at): raise ValueError('say either --from (videos to write) or --at (an address)')
     if at: shards = remote_shards(at, out, keep)
     else: shards = write_shards(manifest_of(source), out, megabytes, seed, sys.stderr.isatty())
-    typer.echo(f"{shards} in {shards.table['shard'].nunique()} shards\nNext: jepa pretrain {out}")
+    say(f"{shards} in {shards.table['shard'].nunique()} shards\nNext: jepa pretrain {out}")
 
 # %% ../nbs/51_cli.ipynb #114707b0
 if __name__ == '__main__' and '__file__' in globals(): app()

@@ -320,6 +320,12 @@ class Evaluation:
         return table
     def __repr__(self): return f'{percent(self.right, self.n)}, chance {100*self.chance:.1f} %'
 
+# %% ../nbs/30_probe.ipynb #084c1377
+@patch
+def to_values(self:Evaluation) -> dict:
+    "What `jepa.saved` keeps of it"
+    return dict(probabilities=self.probabilities, labels=self.labels, classes=self.classes)
+
 # %% ../nbs/30_probe.ipynb #c7515a1a
 @patch
 def row(self:Evaluation) -> dict:

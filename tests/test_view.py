@@ -227,7 +227,8 @@ def test_mistakes_are_one_line(run, video, tmp_path):
     for file, encoder, words, hint in [
             (tmp_path/'no.mp4', run.folder, '', 'no.mp4'), (tmp_path/'nowhere.mp4', run.folder, '', 'no such file'),
             (video, tmp_path/'no.pt', '', 'no encoder of a layout'), (video, run.folder, '--block 9', '2 blocks'),
-            (video, run.folder, '--patch 9,0,0', 'outside the grid'), (video, run.folder, '--patch 1,2', 'TIME,ROW,COLUMN')]:
+            (video, run.folder, '--patch 9,0,0', 'outside the grid'),
+            (video, run.folder, '--patch 1,2', 'TIME,ROW,COLUMN')]:
         shown = jepa_view(file, encoder, tmp_path/'seen', *words.split())
         [line] = shown.stderr.strip().splitlines()
         assert shown.exit_code == 2 and hint in line, shown.output
