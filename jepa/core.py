@@ -230,7 +230,8 @@ def _read_ini(path) -> configparser.ConfigParser:
     "The sections of a file"
     parser = configparser.ConfigParser(inline_comment_prefixes=('#',), interpolation=None)
     try: parser.read_string(path.read_text(encoding='utf-8'), source=str(path))
-    except (configparser.Error, UnicodeDecodeError) as e: raise ValueError(f'{path} is not a settings file: {e}') from None
+    except (configparser.Error, UnicodeDecodeError) as e:
+        raise ValueError(f'{path} is not a settings file: {e}') from None
     return parser
 
 def _settings_in(path) -> dict:
