@@ -61,7 +61,7 @@ def _is_complete(error, start, earlier):
     return range_end == f'bytes */{start}' and earlier.get('total') in (None, start)
 
 
-def _attempt(url, part, note, size, timeout, progress):
+def _attempt(url, part, note, size, timeout, progress, limit):
     "Fetch what is missing; True when the file is complete, False when the connection broke"
     earlier = _noted(note, url)
     if not earlier: part.unlink(missing_ok=True)
@@ -77,17 +77,23 @@ def _attempt(url, part, note, size, timeout, progress):
         if start and (earlier.get('total', total) != total or earlier['validator'] != validator): raise _Changed
         if size is not None and total is not None and total != size:
             raise DownloadError(f'{url} has {total} bytes, {size} were expected')
+        if limit is not None and (total or 0) > limit: raise _too_large(url, total, limit)
         if total is not None: _enough_room(part.parent, total - start, url)
         note.write_text(json.dumps(dict(url=url, validator=validator, total=total)))
-        _append(response, part, start, total or size, progress)
+        _append(response, part, start, total or size, progress, limit, url)
     return total is None or part.stat().st_size == total
 
 
-def _append(response, part, start, total, progress):
+def _too_large(url, total, limit):
+    return DownloadError(f'{url} has {total} bytes or more; {limit} at most were expected, so it is refused')
+
+
+def _append(response, part, start, total, progress, limit, url):
     "Write the bytes of an answer behind byte `start` of the part"
     options = dict(total=total, initial=start, unit='B', unit_scale=True, desc=part.name.removesuffix('.part'))
     with open(part, 'ab' if start else 'wb') as f, tqdm(**options, disable=not progress) as bar:
         while block := response.read(1 << 20):
+            if limit is not None and f.tell() + len(block) > limit: raise _too_large(url, f.tell() + len(block), limit)
             f.write(block)
             bar.update(len(block))
 
@@ -105,10 +111,10 @@ def _check(file, name, sha256, size):
         raise DownloadError(f'{name} has SHA-256 {digest}, {sha256} was expected')
 
 
-def _try_once(url, part, note, size, timeout, progress):
+def _try_once(url, part, note, size, timeout, progress, limit):
     "'' when the file is complete, otherwise why not; an answer that waiting will not change is an error"
     try:
-        if _attempt(url, part, note, size, timeout, progress): return ''
+        if _attempt(url, part, note, size, timeout, progress, limit): return ''
         return 'the connection closed before the end'
     except _Changed:
         for file in (part, note): file.unlink(missing_ok=True)
@@ -121,10 +127,10 @@ def _try_once(url, part, note, size, timeout, progress):
         return str(getattr(e, 'reason', '') or e or type(e).__name__)
 
 
-def _fetch_part(url, part, note, size, timeout, progress, retries, wait):
+def _fetch_part(url, part, note, size, timeout, progress, retries, wait, limit):
     "Try until the part is complete, or `retries` attempts in a row come no further"
     failures, furthest = 0, 0
-    while reason := _try_once(url, part, note, size, timeout, progress):
+    while reason := _try_once(url, part, note, size, timeout, progress, limit):
         length = part.stat().st_size if part.exists() else 0
         failures, furthest = 0 if length > furthest else failures + 1, max(length, furthest)
         if failures > retries:
@@ -141,7 +147,8 @@ def download(
     progress:bool=True, # show a bar
     retries:int=4,      # attempts in a row that may come no further
     wait:float=1.,      # seconds before the first of them; doubled each time
-    timeout:float=60.   # seconds without an answer
+    timeout:float=60.,  # seconds without an answer
+    limit:int=None      # refuse more than so many bytes
 )->Path:
     "Fetch a file to `file`, by way of `file.part`, which a later call continues"
     file = Path(file)
@@ -150,7 +157,7 @@ def download(
         return file
     part, note = (file.with_name(file.name + end) for end in ('.part', '.part.json'))
     file.parent.mkdir(parents=True, exist_ok=True)
-    _fetch_part(url, part, note, size, timeout, progress, retries, wait)
+    _fetch_part(url, part, note, size, timeout, progress, retries, wait, limit)
     try: _check(part, url, sha256, size)
     except DownloadError: # another attempt would keep the wrong bytes
         part.unlink()

@@ -1,43 +1,82 @@
 """Folders and official lists of Kinetics, UCF101, HMDB51, ImageNet and Something-Something v2, as rows of a manifest"""
 import csv
-import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
+from ._lists import bad_row, read_json, read_lines
 from .core import nearest
 from .video import image_suffixes, video_suffixes
 
 split_names = dict(train='train', training='train', val='val', valid='val', validation='val', validate='val',
-    test='test', testing='test')
+    dev='val', test='test', testing='test')
+_beside_splits = {'video', 'videos', 'clip', 'clips', 'frame', 'frames', 'rawframes', 'image', 'images', 'img', 'set',
+    'split', 'data', 'list', 'part', 'public'} # `videos_val` and `train_set` are splits, `training_dog` is none
+_wrappers = {'images', 'image', 'imgs', 'img', 'frames', 'videos', 'video', 'clips', 'rgb'} # hold files, name no class
+_junk = {'@eadir', '#recycle', '@recycle', '$recycle.bin', 'system volume information', '__macosx', 'lost+found',
+    'thumbs', 'thumbnails'}
+_not_media = {'.csv', '.json', '.txt', '.md', '.yaml', '.yml', '.xml', '.toml', '.ini', '.log', '.html', '.py'}
+video_suffixes = tuple(dict.fromkeys([*video_suffixes, '.mts', '.m2ts', '.m2t', '.mpe', '.m2v', '.vob', '.f4v', '.asf',
+    '.divx', '.mxf', '.y4m', '.mp4v', '.3g2', '.dv']))
+
+
+# ---- splits
+
+def split_of(name) -> str: # train, val, test, or nothing
+    "The split that a folder or a cell names: `Train`, `validation`, `videos_val`"
+    words = re.findall('[a-z]+', str(name).lower())
+    splits = [split_names[word] for word in words if word in split_names]
+    others = [word for word in words if word not in split_names]
+    return splits[0] if len(splits) == 1 and set(others) <= _beside_splits else ''
 
 
 # ---- files
 
-def bad_row(file, line, what): return ValueError(f'{file}, line {line}: {what}')
+def _walk(folder, above=()):
+    "(folder, names of files) below a folder in sorted order; links are followed, except back to a folder above"
+    status = os.stat(folder)
+    above = (*above, (status.st_dev, status.st_ino))
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    yield folder, [entry.name for entry in entries if not entry.is_dir()], ''
+    for entry in entries:
+        if not entry.is_dir(): continue
+        status = os.stat(entry.path)
+        if entry.name.lower() in _junk: yield entry.path, [], 'in folders of thumbnails or waste, such as @eaDir'
+        elif entry.name.startswith('.'): continue
+        elif (status.st_dev, status.st_ino) in above: yield entry.path, [], 'links that lead back'
+        else: yield from _walk(entry.path, above)
 
 
-def read_lines(file):
-    "The lines of a text file"
-    try: return Path(file).read_text(encoding='utf-8-sig').splitlines()
-    except UnicodeDecodeError as e:
-        raise ValueError(f'{file} is not a text file: {e.reason} at byte {e.start}') from None
+def _is_text(name):
+    "Whether a name can be written to a manifest"
+    try: name.encode()
+    except UnicodeEncodeError: return False
+    return True
 
 
-def read_json(file):
-    "What a JSON file holds; the line where it breaks otherwise"
-    try: return json.loads('\n'.join(read_lines(file)))
-    except json.JSONDecodeError as e: raise bad_row(file, e.lineno, e.msg) from None
+def _why_ignored(name, video_stems):
+    "Why a file is no example; nothing if it is one"
+    stem, suffix = os.path.splitext(name)
+    suffix = suffix.lower()
+    if suffix not in video_suffixes + image_suffixes: return f'{suffix or "no suffix"}: no known video or image'
+    if name.startswith('.'): return 'hidden'
+    if not _is_text(name): return 'names that are not UTF-8 text'
+    if suffix in image_suffixes and (stem in video_stems or os.path.splitext(stem)[0] in video_stems):
+        return 'pictures of a video beside them'
+    return ''
 
 
-def media_files(folder) -> list[Path]: # sorted
-    "All video and image files under a folder"
-    files, suffixes = [], video_suffixes + image_suffixes
-    for above, folders, names in os.walk(folder):
-        folders[:] = [f for f in folders if not f.startswith('.')]
+def media_files(folder, ignored=None) -> list[Path]: # sorted
+    "All video and image files under a folder; `ignored`, a Counter, learns how many others there are, and why"
+    files, ignored = [], Counter() if ignored is None else ignored
+    for above, names, why in _walk(folder):
+        if why: ignored[why] += sum(len(names) for _, _, names in os.walk(above)) if 'lead back' not in why else 1
+        stems = {os.path.splitext(name)[0] for name in names if name.lower().endswith(video_suffixes)}
         for name in names:
-            if not name.startswith('.') and os.path.splitext(name)[1].lower() in suffixes:
-                files.append(os.path.join(above, name))
+            reason = _why_ignored(name, stems)
+            if not reason: files.append(os.path.join(above, name))
+            elif os.path.splitext(name)[1].lower() not in _not_media and name != '.DS_Store': ignored[reason] += 1
     return sorted(map(Path, files))
 
 
@@ -49,18 +88,70 @@ def numbered(rows, classes):
 
 # ---- a folder per class
 
-def tree_row(root, file):
-    "Class and split of a file, from the folders that it lies in"
-    *above, name = file.relative_to(root).parts[:-1] or ('',)
-    if not name or name.lower() in split_names: raise ValueError(f'{file} lies in no class folder')
-    splits = [split_names[folder.lower()] for folder in above if folder.lower() in split_names]
-    return dict(path=file.relative_to(root).as_posix(), class_name=name, split=splits[0] if splits else '')
+def _without_common(folders):
+    "Folders without the outer ones that all of them share, such as `UCF-101`"
+    while folders and all(len(names) > 1 for names in folders) and len({names[0] for names in folders}) == 1:
+        folders = [names[1:] for names in folders]
+    return folders
 
 
-def read_tree(root):
-    "Rows of a class-per-folder tree, and the class names"
-    rows = [tree_row(root, file) for file in media_files(root)]
-    classes = sorted({row['class_name'] for row in rows})
+def _class_folders(root, files):
+    "Split and folders of each file: without those that name splits, or hold files and name no class"
+    splits, folders = [], []
+    for file in files:
+        parts = file.relative_to(root).parts[:-1]
+        splits.append(next((split_of(name) for name in parts if split_of(name)), ''))
+        names = [name for name in parts if not split_of(name)]
+        if names and names[-1].lower() in _wrappers and (len(names) > 1 or len(names) < len(parts)): names.pop()
+        folders.append(tuple(names))
+    return splits, folders
+
+
+def _refuse_ambiguous(root, files, folders):
+    "Refuse a tree whose classes could be its inner or its outer folders"
+    deep = sorted({names for names in folders if len(names) > 1})
+    if not deep: return
+    parents, held = {}, Counter(folders)
+    for names in deep: parents.setdefault(names[-1], []).append(names[-2])
+    inner = next((name for name, above in parents.items() if len(above) > 1), None)
+    outer = next((names[0] for names in deep if names[:1] in held), None)
+    repeated = Counter(file.name for file in files).most_common(1)[0]
+    if inner: why = f"'{inner}' stands under {' and '.join(parents[inner][:2])}"
+    elif outer: why = f"'{outer}' holds files and folders with files"
+    elif files[0].suffix.lower() in image_suffixes and repeated[1] > 1:
+        why = f"{repeated[1]} folders hold an image {repeated[0]}, as if they were the frames of videos"
+    elif len(deep) > 2 and max(held.values()) == 1: why = 'no folder holds more than one file'
+    else: return
+    names = ', '.join(sorted({names[0] for names in folders})[:3])
+    raise ValueError(f"{root}: which folder names the class? {why}; layout='outer' takes the outer ones "
+        f"({names}), layout='tree' those that hold the files ({deep[0][-1]})")
+
+
+def _annotated(root):
+    "{file: class} of Tiny ImageNet's validation images"
+    file = root/'val'/'val_annotations.txt'
+    if not file.exists(): return {}
+    matches = _matches(file, r'(\S+)\t(\S+).*', 'file.JPEG class ...')
+    return {root/'val'/'images'/m[1]: m[2] for m in matches}
+
+
+def read_tree(root, layout='auto', ignored=None):
+    "Rows of a class-per-folder tree, and the class names; layout: auto (refuses what it cannot know), tree, outer"
+    files = media_files(root, ignored)
+    splits, folders = _class_folders(root, files)
+    annotated = _annotated(root)
+    named = [names for names in folders if names]
+    shared = len(named[0]) - len(_without_common(named)[0]) if named else 0
+    folders = [names[shared:] for names in folders]
+    if layout == 'auto': _refuse_ambiguous(root, files, folders)
+    rows = []
+    for file, split, names in zip(files, splits, folders):
+        unlabelled = annotated and split == 'test'
+        if not names and file not in annotated and not unlabelled:
+            raise ValueError(f'{file} lies in no class folder')
+        name = annotated.get(file) or (names[0 if layout == 'outer' else -1] if names else '')
+        rows.append(dict(path=file.relative_to(root).as_posix(), class_name=name, split=split))
+    classes = sorted({row['class_name'] for row in rows} - {''})
     return numbered(rows, classes), classes
 
 
@@ -98,11 +189,36 @@ def official_splits(root, number):
 
 # ---- Kinetics in flat folders
 
+def _is_kinetics_json(file):
+    "`{id: {annotations: {label, segment}, subset}}`"
+    with open(file, encoding='utf-8-sig', errors='replace') as f: head = f.read(1000)
+    return head.lstrip().startswith('{') and '"annotations"' in head
+
+
 def kinetics_lists(root):
-    "Official lists (`label,youtube_id,time_start,time_end,split`) in a folder or its `annotations`"
+    "Official lists in a folder or its `annotations`: `label,youtube_id,time_start,time_end,split`, or as JSON"
     def header(file):
         with open(file, encoding='utf-8-sig', errors='replace') as f: return f.readline()
-    return [f for f in sorted([*root.glob('*.csv'), *root.glob('annotations/*.csv')]) if 'youtube_id' in header(f)]
+    def within(ending): return sorted([*root.glob(f'*.{ending}'), *root.glob(f'annotations/*.{ending}')])
+    lists = [file for file in within('csv') if 'youtube_id' in header(file)]
+    names = {file.stem for file in lists}
+    return lists + [file for file in within('json') if file.stem not in names and _is_kinetics_json(file)]
+
+
+def _stem(file, line, id, start, end):
+    "Name of a file in Kinetics' folders"
+    try: return f'{id}_{int(float(start)):06d}_{int(float(end)):06d}'
+    except (TypeError, ValueError, OverflowError):
+        message = f"time_start '{start}' or time_end '{end}' is not a number of seconds"
+        raise bad_row(file, line, message) from None
+
+
+def _kinetics_json(file):
+    "(stem of a file, class, split) of each entry of an official JSON list"
+    for id, entry in read_json(file).items():
+        about = entry.get('annotations') or {}
+        start, end = (about.get('segment') or [None, None])[:2]
+        yield _stem(file, 1, id, start, end), about.get('label') or '', split_of(entry.get('subset') or file.stem)
 
 
 def _kinetics_entries(file):
@@ -112,21 +228,17 @@ def _kinetics_entries(file):
         if name not in reader.fieldnames:
             raise bad_row(file, 1, f"no column '{name}' among {', '.join(reader.fieldnames)}")
     for row in reader:
-        start, end = row['time_start'], row['time_end']
-        try: stem = f"{row['youtube_id']}_{int(float(start)):06d}_{int(float(end)):06d}"
-        except (TypeError, ValueError):
-            message = f"time_start '{start}' or time_end '{end}' is not a number of seconds"
-            raise bad_row(file, reader.line_num, message) from None
-        split = (row.get('split') or file.stem).lower()
-        yield stem, row.get('label') or '', split_names.get(split, '')
+        stem = _stem(file, reader.line_num, row['youtube_id'], row['time_start'], row['time_end'])
+        yield stem, row.get('label') or '', split_of(row.get('split') or file.stem)
 
 
-def read_kinetics(root):
+def read_kinetics(root, ignored=None):
     "Rows of Kinetics in flat folders, the class of each file from the official lists"
-    path_of = {p.stem: p.relative_to(root).as_posix() for p in media_files(root)}
+    path_of = {p.stem: p.relative_to(root).as_posix() for p in media_files(root, ignored)}
     entries = {}
     for file in kinetics_lists(root):
-        for stem, name, split in _kinetics_entries(file): entries.setdefault(stem, (name, split))
+        read = _kinetics_json if file.suffix == '.json' else _kinetics_entries
+        for stem, name, split in read(file): entries.setdefault(stem, (name, split))
     rows = [dict(path=path_of.get(stem, f'{split}/{stem}.mp4'), class_name=name, split=split)
         for stem, (name, split) in entries.items()]
     rows += [dict(path=path, class_name='', split='') for stem, path in path_of.items() if stem not in entries]
@@ -138,11 +250,11 @@ def read_kinetics(root):
 
 def ssv2_lists(root):
     "{labels, train, validation: the JSON file, or nothing}"
-    folder = Path(root)/'labels' if (Path(root)/'labels').is_dir() else Path(root)
+    root = Path(root)
+    folder = root/'labels' if (root/'labels').is_dir() else root
     files = {name: next(iter(sorted(folder.glob(f'*{name}.json'))), None) for name in ('labels', 'train', 'validation')}
-    if not files['train'] and not files['validation']:
-        raise FileNotFoundError(f'{folder}: neither train.json nor validation.json')
-    return files
+    lists = [file for file in (files['train'], files['validation']) if file and not _is_kinetics_json(file)]
+    return files if lists else {}
 
 
 def _ssv2_entries(file):
@@ -153,10 +265,11 @@ def _ssv2_entries(file):
         yield str(entry['id']), re.sub(r'[\[\]]', '', entry['template'])
 
 
-def read_ssv2(root):
+def read_ssv2(root, ignored=None):
     "Rows of Something-Something v2, and the class names"
     files, rows = ssv2_lists(root), []
-    path_of = {p.stem: p.relative_to(root).as_posix() for p in media_files(root) if p.suffix == '.webm'}
+    if not files: raise FileNotFoundError(f'{root}: neither train.json nor validation.json of Something-Something v2')
+    path_of = {p.stem: p.relative_to(root).as_posix() for p in media_files(root, ignored) if p.suffix == '.webm'}
     for split in ('train', 'validation'):
         for id, name in _ssv2_entries(files[split]):
             path = path_of.get(id, f'20bn-something-something-v2/{id}.webm')

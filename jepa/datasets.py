@@ -96,7 +96,7 @@ def _earlier_rows(out):
     rows = {}
     for file in (out, out.with_suffix('.problems.csv')):
         if not file.exists(): continue
-        table = pd.read_csv(file, keep_default_na=False)
+        table = pd.read_csv(file, keep_default_na=False, dtype={'path': str, 'problem': str})
         if not {'path', *facts} <= set(table):
             raise FileExistsError(f'{file} is there and is not an index; choose another name with --out')
         for row in table.to_dict('records'): rows[os.path.abspath(file.parent/row['path'])] = row
@@ -256,15 +256,26 @@ def request(
 # %% ../nbs/14_datasets.ipynb #6b148497
 def _turn(seed, split, path): return hashlib.sha256(f'{seed}/{split}/{Path(path).stem}'.encode()).hexdigest()
 
+def _plain(name): return name.lower().replace('_', ' ')
+
+def _class_of(name, classes):
+    "The class of this very name; else the only one that differs in case, `_` or space alone"
+    if name in classes: return name
+    matches = [c for c in classes if _plain(c) == _plain(name)]
+    if len(matches) == 1: return matches[0]
+    if matches: raise KeyError(f"'{name}' could be {' or '.join(map(repr, matches))}; write one of them exactly")
+    raise KeyError(f"no class '{name}' in the manifest; {nearest(_plain(name), map(_plain, classes))}")
+
 def _class_match(names, manifest):
     "{name of the manifest: name of the request}; Kinetics writes spaces where pico-JEPA writes `_`"
-    def plain(name): return name.lower().replace('_', ' ')
-    class_of = {plain(c): c for c in manifest.classes}
+    matches = {}
     for name in names:
-        if plain(name) not in class_of:
-            raise KeyError(f"no class '{name}' in the manifest; {nearest(plain(name), class_of)}")
-    return {class_of[plain(name)]: name for name in names}
+        match = _class_of(name, manifest.classes)
+        if match in matches: raise ValueError(f"'{matches[match]}' and '{name}' name the same class, '{match}'")
+        matches[match] = name
+    return matches
 
+# %% ../nbs/14_datasets.ipynb #lrgengh1
 def _large_enough(manifest, wanted, size):
     "The first classes that have enough files in every split"
     def enough(name): return all(size(s, name) >= (1 if wanted.fewer else n) for s, n in wanted.counts.items())

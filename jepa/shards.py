@@ -10,8 +10,11 @@ import contextlib
 import io
 import json
 import os
+import re
+import stat
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 # %% ../nbs/15_shards.ipynb #8d7af661
@@ -23,9 +26,10 @@ from .core import *
 from .video import *
 from .data import *
 from ._download import download
+from ._layouts import video_suffixes
 
 # %% ../nbs/15_shards.ipynb #b49cb3d9
-members = ['shard', 'offset', 'bytes'] # where a file's bytes lie
+members = ['shard', 'offset', 'bytes', 'crc'] # where a file's bytes lie, and their CRC-32
 
 def _add(tar, name, content):
     "Add a member; the offset of its bytes"
@@ -44,7 +48,8 @@ def _write_shard(manifest, rows, file):
             key, content = f'{i:09d}', source.read_bytes()
             name = key + source.suffix.lower()
             offset = _add(tar, name, content)
-            index.append({**row, 'path': name, 'shard': file.name, 'offset': offset, 'bytes': len(content)})
+            place = dict(shard=file.name, offset=offset, bytes=len(content), crc=zlib.crc32(content))
+            index.append({**row, 'path': name, **place})
             _add(tar, f'{key}.cls', str(row['label']).encode())
             _add(tar, f'{key}.json', json.dumps({**row, 'label': int(row['label'])}).encode())
     with write_beside(file.with_suffix('.csv')) as temporary: pd.DataFrame(index).to_csv(temporary, index=False)
@@ -85,6 +90,11 @@ def _begin(out, plan):
     if out.exists() and any(out.iterdir()): raise FileExistsError(f'{out} is not empty')
     write_json(out/'plan.json', plan)
 
+def _read_index(file):
+    "The rows of an index; names such as 001 stay text"
+    text = {name: str for name in ('path', 'class_name', 'split', 'group', 'shard')}
+    return pd.read_csv(file, keep_default_na=False, dtype=text)
+
 def _write_index(folder, index, classes):
     "`index.csv`, one row a file, and `shards.json`, which `read_shards` looks for"
     with write_beside(folder/'index.csv') as temporary: index.to_csv(temporary, index=False)
@@ -110,7 +120,7 @@ def write_shards(
     shards = [out/f'shard-{n:06d}.tar' for n in range(len(groups))]
     for file, rows in zip(tqdm(shards, desc='Shards', unit='shard', disable=not progress), groups):
         if not file.with_suffix('.csv').exists(): _write_shard(manifest, rows, file)
-    index = pd.concat([pd.read_csv(file.with_suffix('.csv'), keep_default_na=False) for file in shards])
+    index = pd.concat([_read_index(file.with_suffix('.csv')) for file in shards])
     _write_index(out, index, manifest.classes)
     return read_shards(out)
 
@@ -118,7 +128,9 @@ def write_shards(
 class Shards(Manifest):
     "A manifest whose files lie in tar shards"
     @property
-    def files_key(self): return short_hash(self.table[['path', *members]].values.tolist())
+    def files_key(self):
+        places = [name for name in members if name in self.table]
+        return short_hash(self.table[['path', *places]].values.tolist())
     @property
     def source(self):
         "Where shards that are not here come from: dict(url, keep), or nothing"
@@ -136,38 +148,103 @@ class Shards(Manifest):
         few = self.where(self.table['shard'].isin(before.index[before < 4*n]))
         return Manifest.select(few, n=n, seed=seed)
 
+# %% ../nbs/15_shards.ipynb #b6853736
+def _refuse_bad_places(index, folder):
+    "Refuse an index that names anything but plain tar files of its own folder"
+    file, expected = folder/'index.csv', ['path', 'label', *members[:3]]
+    for name in expected:
+        if name not in index: raise ValueError(f"{file}: no column '{name}'; expected {', '.join(expected)}")
+    for name in index['shard'].unique():
+        if not re.fullmatch(r'[^/\\\0.][^/\\\0]*\.tar', name) or os.path.basename(name) != name:
+            raise ValueError(f"{file}: shard {name!r} is no plain name such as shard-000000.tar")
+        _refuse_special(folder/name)
+    places = index[['offset', 'bytes']]
+    if not all(places.dtypes.map(pd.api.types.is_integer_dtype)) or (places < 0).any(axis=None):
+        raise ValueError(f"{file}: offsets and bytes must be whole numbers of at least 0")
+
+def _refuse_special(file):
+    "A shard is a regular file, or not there"
+    try: mode = os.lstat(file).st_mode
+    except FileNotFoundError: return
+    if not stat.S_ISREG(mode): raise ValueError(f'{file} is a link, device or folder; a shard is a plain file')
+
 # %% ../nbs/15_shards.ipynb #6c3db423
 def read_shards(folder) -> Shards:
     "The shards of a folder; tar files of another program are indexed first"
     folder = Path(folder)
     if not (folder/'shards.json').exists(): index_tars(folder)
     about = json.loads((folder/'shards.json').read_text())
-    index = pd.read_csv(folder/'index.csv', keep_default_na=False, dtype={'path': str, 'class_name': str})
+    index = _read_index(folder/'index.csv')
+    _refuse_bad_places(index, folder)
     return Shards(index, folder, about['classes'])
 
 readers['shards'] = read_shards
 
 # %% ../nbs/15_shards.ipynb #0142fda4
-def _tar_rows(file):
-    "Rows of the videos and images of a tar file, with the labels that stand beside them"
-    media, labels = [], {}
-    with tarfile.open(file) as tar:
-        for m in tar:
-            key, _, suffix = m.name.partition('.')
-            if f'.{suffix}'.lower() in video_suffixes + image_suffixes:
-                media.append((key, dict(path=m.name, shard=file.name, offset=m.offset_data, bytes=m.size)))
-            elif suffix == 'cls': labels[key] = int(tar.extractfile(m).read())
-    def label(key): return dict(label=labels.get(key, -1), class_name=str(labels[key]) if key in labels else '')
-    return [{**row, **label(key)} for key, row in media]
+def _plain_tar(file):
+    "The open tar file; refused if it is compressed, damaged or no plain file"
+    _refuse_special(file)
+    with open(file, 'rb') as f: head = f.read(6)
+    for magic, name in ((b'\x1f\x8b', 'gzip'), (b'BZh', 'bzip2'), (b'\xfd7zXZ', 'xz'), (b'(\xb5/\xfd', 'zstd')):
+        if head.startswith(magic):
+            raise ValueError(f'{file} is compressed ({name}); its files cannot be reached one by one: unpack it first')
+    return tarfile.open(file, 'r:')
 
+def _key(name):
+    "(key, suffix) of a member: folders and dots in names are part of the key"
+    key, suffix = os.path.splitext(name.removeprefix('./'))
+    return key, suffix.lower()
+
+def _members(file):
+    "(name, suffix, key, offset, bytes) of videos, images and labels in a tar file, and the labels' contents"
+    media, labels = [], {}
+    try:
+        with _plain_tar(file) as tar:
+            for m in tar:
+                (key, suffix), base = _key(m.name), os.path.basename(m.name)
+                if not m.isreg() or m.issparse() or base.startswith('.'): continue
+                if suffix in video_suffixes + image_suffixes: media.append((m.name, key, m.offset_data, m.size))
+                elif suffix == '.cls': labels[key] = tar.extractfile(m).read(1000).decode().strip()
+    except (tarfile.TarError, EOFError, UnicodeDecodeError, OSError) as e:
+        raise ValueError(f'{file} is damaged, cut short or no tar file ({e}); write or fetch it again') from None
+    return media, labels
+
+# %% ../nbs/15_shards.ipynb #f555af91
+def _checksum(file, offset, size):
+    "CRC-32 of the bytes of a member"
+    with open(file, 'rb') as f:
+        f.seek(offset)
+        content = f.read(min(size, file.stat().st_size))
+    if len(content) == size: return zlib.crc32(content)
+    raise ValueError(f'{file} is damaged: it ends before the {size} bytes at {offset} do; write or fetch it again')
+
+def _label_of(key, labels):
+    "The label beside a member; programs of WebDataset end the key at the first dot of the name"
+    folder, base = os.path.split(key)
+    return labels.get(key, labels.get(os.path.join(folder, base.split('.')[0]), ''))
+
+def _tar_rows(file):
+    "Rows of the videos and images of a tar file, with the texts of their labels"
+    media, labels = _members(file)
+    return [dict(path=name, class_name=_label_of(key, labels), shard=file.name, offset=offset, bytes=size,
+        crc=_checksum(file, offset, size)) for name, key, offset, size in media]
+
+# %% ../nbs/15_shards.ipynb #6eab5297
 def index_tars(
     folder # with .tar files in the WebDataset layout, from any program
 )->None:
     "Write `index.csv` and `shards.json` beside tar files that have none"
     rows = [row for file in sorted(Path(folder).glob('*.tar')) for row in _tar_rows(file)]
     if not rows: raise FileNotFoundError(f'{folder}: no .tar files with videos or images')
-    index = pd.DataFrame(rows).assign(split='', group='')[columns + members]
-    _write_index(Path(folder), index, [str(i) for i in range(index.label.max() + 1)])
+    index = pd.DataFrame(rows).assign(split='', group='')
+    texts = set(index.class_name) - {''}
+    if all(re.fullmatch(r'-?\d+', text) for text in texts): # numbers are labels, anything else names
+        index['label'] = [int(text or -1) for text in index.class_name]
+        names = [str(i) for i in range(index.label.max() + 1)]
+    else:
+        names = sorted(texts)
+        index['label'] = [names.index(text) if text else -1 for text in index.class_name]
+    _write_index(Path(folder), index[columns + members], names)
 
 # %% ../nbs/15_shards.ipynb #366e24cb
 class ShardClips(Clips):
@@ -176,7 +253,8 @@ class ShardClips(Clips):
     def __init__(self, manifest, clip, augment=Augment(), cache=None, seed=0, decoder='auto'):
         super().__init__(manifest, clip, augment, cache, seed, decoder)
         table = self.manifest.table
-        self._members, self._source = table[members].values.tolist(), self.manifest.source
+        self._members = table.reindex(columns=members, fill_value='').values.tolist() # no crc: an older index
+        self._source = self.manifest.source
         self._rows = {shard: rows.tolist() for shard, rows in table.groupby('shard', sort=True).groups.items()}
 
     def order(self, epoch, seed):
@@ -189,32 +267,53 @@ class ShardClips(Clips):
         return indices
 
 # %% ../nbs/15_shards.ipynb #7e39929b
+def _make_room(folder, names, keep):
+    "Remove those shards of `names` that were not used for longest; at most `keep` stay, and no other file is touched"
+    files = [folder/name for name in names if (folder/name).is_file()]
+    files.sort(key=lambda file: file.stat().st_mtime)
+    for file in files[:max(len(files) - keep, 0)]: file.unlink()
+
 @patch
 def _open(self:ShardClips, shard):
     "The open tar file; fetched, in exchange for the one not used for longest, if it is not here"
     file = self.manifest.root/shard
+    _refuse_special(file)
     if not self._source: return open(file, 'rb')
     with locked(file.with_name('.fetching')):
         if not file.exists():
-            others = sorted(file.parent.glob('*.tar'), key=lambda f: f.stat().st_mtime)
-            for old in others[:max(len(others) - self._source['keep'] + 1, 0)]: old.unlink()
-            download(f"{self._source['url']}/{shard}", file, progress=False)
+            _make_room(file.parent, self._rows, self._source['keep'] - 1)
+            download(f"{self._source['url']}/{shard}", file, progress=False, limit=self._limit(shard))
         os.utime(file)
         return open(file, 'rb')
+
+@patch
+def _limit(self:ShardClips, shard):
+    "Bytes that a shard may have: a little more than the index says"
+    end = max(offset + size for offset, size in self.manifest.table.loc[self._rows[shard], ['offset', 'bytes']].values)
+    return int(1.1*end) + 10**7
+
+# %% ../nbs/15_shards.ipynb #e00598ab
+@patch
+def _content(self:ShardClips, index):
+    "The bytes of one video; damage names the shard"
+    (shard, offset, size, crc), name = self._members[index], self._files[index]
+    file = self.manifest.root/shard
+    with self._open(shard) as tar:
+        if offset + size <= os.fstat(tar.fileno()).st_size:
+            tar.seek(offset)
+            content = tar.read(size)
+            if crc == '' or zlib.crc32(content) == crc: return content
+            raise ValueError(f'{file} is damaged at {name} (its checksum differs); write or fetch this shard again')
+    raise ValueError(f'{file} ends before {name} does; write or fetch this shard again')
 
 @patch
 @contextlib.contextmanager
 def _file(self:ShardClips, index):
     "A temporary file with the bytes of one video"
-    (shard, offset, size), name = self._members[index], self._files[index]
-    with self._open(shard) as tar:
-        tar.seek(offset)
-        content = tar.read(size)
-    if len(content) != size:
-        raise ValueError(f'{self.manifest.root/shard} ends before {name} does; write or fetch this shard again')
+    name = re.sub(r'[^\w.-]', '_', self._files[index])[-100:]
     with tempfile.TemporaryDirectory(prefix='jepa-') as folder:
-        file = Path(folder)/name.replace('/', '_')
-        file.write_bytes(content)
+        file = Path(folder)/f'_{name}'
+        file.write_bytes(self._content(index))
         yield file
 
 # %% ../nbs/15_shards.ipynb #bc5d8d1d
@@ -229,6 +328,7 @@ def remote_shards(
     window = ShardClips.window
     if keep <= window:
         raise ValueError(f'keep must be more than the {window} shards that are shuffled together, not {keep}')
-    for name in ('index.csv', 'shards.json'): download(f'{url}/{name}', out/name, progress=progress)
+    for name, limit in (('index.csv', 2*10**9), ('shards.json', 10**7)):
+        download(f'{url}/{name}', out/name, progress=progress, limit=limit)
     write_json(out/'source.json', dict(url=url, keep=keep))
     return read_shards(out)

@@ -234,7 +234,7 @@ def test_mistakes(place, k700, tmp_path, words, hint):
 
 def test_files_of_one_name_are_told_apart(tmp_path):
     for folder in ('one', 'two'): trees.video(tmp_path/'in'/'train'/folder/'cat'/'1.mp4')
-    part = make_part(read_manifest(tmp_path/'in'), request('cat', 2, ('train',)), tmp_path/'nano', **quiet)
+    part = make_part(read_manifest(tmp_path/'in', 'tree'), request('cat', 2, ('train',)), tmp_path/'nano', **quiet)
     assert part.table.path.nunique() == 2 and len({os.path.realpath(part.file(i)) for i in (0, 1)}) == 2
 
 # ---- archives
