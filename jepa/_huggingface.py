@@ -50,6 +50,56 @@ def _join(state:dict) -> dict:
     return state
 
 
+_head_names = {
+    'pooler.cross_attention_layer.': 'pooler.cross_attention_block.',
+    'pooler.self_attention_layers.': 'pooler.blocks.',
+    'classifier.': 'linear.'}
+_inner_names = {
+    '.layer_norm': '.norm', '.self_attn.out_proj.': '.attn.proj.',
+    '.self_attn.': '.attn.', '.cross_attn.q_proj.': '.xattn.q.', '.cross_attn.': '.xattn.'}
+_joined = {
+    '.attn.qkv.': ('.attn.q_proj.', '.attn.k_proj.', '.attn.v_proj.'),
+    '.xattn.kv.': ('.xattn.k_proj.', '.xattn.v_proj.')}
+
+
+def is_classifier(tensors:dict) -> bool:
+    "Whether tensors hold the head of a `VJEPA2ForVideoClassification`, or a part of it"
+    return 'classifier.weight' in tensors or any(n.startswith(tuple(_head_names)) for n in tensors)
+
+
+def head_from_huggingface(tensors:dict) -> dict: # of the whole classifier
+    "The head with our names; what is neither encoder nor predictor stays, so that nothing is left out in silence"
+    _, rest = from_huggingface(tensors)
+    return _join_parts({_our_head(name): tensors[name] for name in rest})
+
+
+def _our_head(name:str) -> str:
+    for theirs, ours in _head_names.items():
+        if name.startswith(theirs): name = ours + name.removeprefix(theirs)
+    for theirs, ours in _inner_names.items(): name = name.replace(theirs, ours)
+    return name
+
+
+def _join_parts(state:dict) -> dict:
+    "`qkv` and `kv` from their parts; where one is lost, the others stay as they are, for the report"
+    for whole, parts in _joined.items():
+        for name in [n for n in state if parts[0] in n]:
+            names = [name.replace(parts[0], part) for part in parts]
+            if all(n in state for n in names):
+                state[name.replace(parts[0], whole)] = torch.cat([state.pop(n) for n in names])
+    return state
+
+
+def labels_from_huggingface(c:dict, n:int, path) -> list|None: # class names in label order, where the file has them
+    "The names of `id2label`; a table of another length or with gaps is refused"
+    table = c.get('id2label')
+    if not table: return None
+    names = {int(k): str(name) for k, name in table.items() if str(k).isdecimal()}
+    if sorted(names) != list(range(n)) or len(table) != n:
+        raise ValueError(f'{path}: config.json names {len(table)} classes (id2label), but the classifier has {n}')
+    return [names[i] for i in range(n)]
+
+
 def to_huggingface(encoder:dict, predictor:dict) -> dict:
     "Their names for our tensors"
     mask_tokens = [n for n in predictor if n.startswith('mask_tokens.')]
@@ -73,6 +123,8 @@ def config_from_huggingface(c:dict|None) -> dict:
     if c is None: return {}
     if c.get('model_type') != 'vjepa2':
         raise ValueError(f"the folder holds a model of type '{c.get('model_type')}', not 'vjepa2'")
+    if c.get('hidden_act', 'gelu') != 'gelu':
+        raise ValueError(f"config.json says hidden_act='{c['hidden_act']}'; only 'gelu' is known here")
     fields = lambda table: {ours: c[theirs] for ours, theirs in table.items() if theirs in c}
     return dict(encoder=dict(fields(_encoder_fields), positions='rope'), predictor=fields(_predictor_fields))
 

@@ -9,9 +9,10 @@ __all__ = ['fingerprint', 'clips_key', 'Features', 'features', 'CrossAttention',
            'probe_heads', 'head_width', 'attention_heads', 'save_probe']
 
 # %% ../nbs/30_probe.ipynb #5321f608
-import hashlib, json, math
+import hashlib, json, math, os, shutil, warnings, zlib
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,8 +25,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from fastcore.basics import patch
 from .core import *
+from .identity import reach
 from timm.layers import Mlp
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
 import matplotlib.pyplot as plt
 from .video import *
@@ -33,7 +34,8 @@ from .data import *
 from .masks import *
 from .encoder import *
 from .train import make_accelerator, strip_prefix
-from .checkpoint import LoadReport, count_blocks, fill, read_file, refuse_partial
+from .checkpoint import LoadReport, count_blocks, fill, read_file, refuse_partial, save_tensors
+from ._huggingface import config_from_huggingface, head_from_huggingface, is_classifier, labels_from_huggingface
 
 # %% ../nbs/30_probe.ipynb #1fd2adae
 def fingerprint(module:nn.Module) -> str:
@@ -79,25 +81,78 @@ def features(
     "Tokens of every view of every clip; computed once, then opened"
     views = copies if clips.augment.train else clips.num_views
     file = Path(folder or load_settings().cache/'features')/f'{_features_key(encoder, clips, views)}.npy'
-    if not file.exists(): _compute_features(encoder, clips, views, batch_size, file, progress)
+    reason = _damage(file)
+    if reason and file.exists(): warnings.warn(f'{reason}; its features are computed again', stacklevel=2)
+    if reason: _compute_features(encoder, clips, views, batch_size, file, progress)
     return Features(np.load(file, mmap_mode='r'), clips.manifest.table.label.to_numpy(), clips.manifest.classes)
 
 def _features_key(encoder, clips, views) -> str:
     "Hash of all that features depend on"
-    m = machine()
-    parts = [fingerprint(encoder), encoder.config.to_dict(), clips_key(clips), views, m.precision, m.device.type]
-    return short_hash(parts, 16)
+    m, made_by = machine(), [_code(type(encoder), type(clips)), torch.__version__]
+    weights = [fingerprint(encoder), encoder.config.to_dict()]
+    return short_hash([*weights, clips_key(clips), _files_key(clips), views, m.precision, m.device.type, made_by], 16)
 
+# %% ../nbs/30_probe.ipynb #745365f8
+@lru_cache(None)
+def _code(*classes) -> str:
+    "Hash of every definition that features reach, with these classes of encoder and clips"
+    inside = [c for c in classes if c.__module__.startswith('jepa.')]
+    return short_hash([reach('probe.features', *inside).hashes, [c.__qualname__ for c in classes]])
+
+def _files_key(clips) -> str:
+    "Hash of what tells a repainted file from the one before: size and time of change"
+    paths = sorted({clips.manifest.root/p for p in clips.manifest.table.path})
+    stats = [os.stat(p) if os.path.exists(p) else None for p in paths]
+    return short_hash([(str(p), s and (s.st_size, s.st_mtime_ns)) for p, s in zip(paths, stats)])
+
+# %% ../nbs/30_probe.ipynb #b81dee4b
 @torch.no_grad()
 def _compute_features(encoder, clips, views, batch_size, file, progress):
-    "Fill a file with the tokens of all views of all clips"
+    "Fill a file with the tokens of all views of all clips, and write its checksum beside it"
     places = [(i, view) for view in range(views) for i in range(len(clips))]
-    batches = iter(_batches_at(clips, places, batch_size, progress))
+    batches = _batches_at(clips, places, batch_size, progress)
+    shape = _features_shape(encoder.config, clips, views)
+    _require_space(file.parent, 2*math.prod(shape))
     with write_beside(file) as temporary:
-        out = np.lib.format.open_memmap(temporary, 'w+', np.float16, _features_shape(encoder.config, clips, views))
+        out = np.lib.format.open_memmap(temporary, 'w+', np.float16, shape)
+        with open(temporary, 'r+b') as f: _allocate(f) # a full disk is an error now, not a crash later
         for place, row in zip(places, _encoded(encoder, batches)): out[place] = row
         out.flush()
         del out
+        crc = _crc32(temporary)
+    write_json(file.with_suffix('.json'), dict(crc32=crc, size=file.stat().st_size))
+
+def _require_space(folder, size):
+    "Refuse to begin what does not fit on the disk"
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OSError(f'{folder}: the features take {size/2**20:.0f} MiB, and {free/2**20:.0f} MiB are free; '
+                      'free some space, or set cache in settings.ini to another place')
+
+def _allocate(f):
+    "Reserve the blocks of a file where the system can"
+    if hasattr(os, 'posix_fallocate'): os.posix_fallocate(f.fileno(), 0, os.fstat(f.fileno()).st_size)
+
+# %% ../nbs/30_probe.ipynb #127a702f
+def _crc32(file) -> str:
+    "Checksum of a file"
+    crc = 0
+    with open(file, 'rb') as f:
+        while block := f.read(2**20): crc = zlib.crc32(block, crc)
+    return f'{crc:08x}'
+
+def _damage(file) -> str:
+    "Why stored features cannot be used; '' if they can"
+    if not file.exists(): return f'{file} is missing'
+    try: return _damage_of(file, file.stat().st_size, file.stat().st_mtime_ns, file.with_suffix('.json').read_text())
+    except (OSError, ValueError): return f'{file} has no readable checksum beside it'
+
+@lru_cache(256)
+def _damage_of(file, size, mtime_ns, text) -> str: # read once, until the file changes
+    "The same for one state of the file and its neighbour"
+    sound = json.loads(text) == dict(crc32=_crc32(file), size=size)
+    return '' if sound else f'{file} is damaged: it does not have the checksum that it was written with'
 
 # %% ../nbs/30_probe.ipynb #b7c770f5
 def _features_shape(config, clips, views) -> tuple: # n, V, N, D
@@ -220,12 +275,16 @@ class Probe:
     @torch.no_grad()
     def predict_proba(self, x:Features) -> np.ndarray: # (n, classes)
         "Class probabilities, mean over views"
-        if not isinstance(self.model, nn.Module):
-            means = x.mean()
-            return np.mean([self.model.predict_proba(means[:, v]) for v in range(x.num_views)], axis=0)
+        if not isinstance(self.model, nn.Module): return self._of_scikit_learn(x.mean())
         self.model.eval()
         over_views = lambda i: np.mean([self._probabilities(x.tokens[i:i+64, v]) for v in range(x.num_views)], axis=0)
         return np.concatenate([over_views(i) for i in range(0, len(x), 64)])
+
+    def _of_scikit_learn(self, means): # (n, V, D) -> (n, classes)
+        out = np.zeros((len(means), len(self.classes)))
+        views = range(means.shape[1])
+        out[:, self.model.classes_] = np.mean([self.model.predict_proba(means[:, v]) for v in views], axis=0)
+        return out
 
     def _probabilities(self, tokens): # (B, N, D) -> (B, classes)
         device = next(self.model.parameters()).device
@@ -363,8 +422,11 @@ def _fit_sklearn(config, train):
     from sklearn.preprocessing import StandardScaler
     if config.kind == 'logistic': last = LogisticRegression(C=config.C, max_iter=2000)
     else: last = KNeighborsClassifier(min(config.neighbours, len(train)*train.num_views), metric='cosine')
-    means = train.mean()
-    labels = np.repeat(train.labels, train.num_views)
+    present = sorted(set(train.labels))
+    if config.kind == 'logistic' and len(present) < 2:
+        names = ', '.join(train.classes[i] for i in present) or 'none'
+        raise ValueError(f'a logistic probe needs clips of two classes at least; the training clips show: {names}')
+    means, labels = train.mean(), np.repeat(train.labels, train.num_views)
     return make_pipeline(StandardScaler(), last).fit(means.reshape(-1, means.shape[-1]), labels)
 
 # %% ../nbs/30_probe.ipynb #3c0f14df
@@ -384,7 +446,8 @@ def plot_curves(
         ax.axhline(100*chance, color='grey', ls=':', lw=1, label=f'chance {100*chance:.1f} %')
     top = min(100, 1.25*max(ax.get_ylim()))
     ax.set(xlabel='epoch', ylabel='accuracy, %', title=title, ylim=(0, top))
-    ax.legend(fontsize=7, loc='upper left')
+    texts = [ax.title, *ax.legend(fontsize=7, loc='upper left').get_texts()]
+    for text in texts: text.set_parse_math(False) # $ is no formula
     return ax.figure
 
 # %% ../nbs/30_probe.ipynb #3bbbf8c1
@@ -396,9 +459,10 @@ def plot_confusion(evaluation:Evaluation, title:str='', ax=None):
     for i, j in zip(*table.nonzero()):
         color = 'white' if table[i, j] > table[i].sum()/2 else 'black'
         ax.text(j, i, table[i, j], ha='center', va='center', fontsize=6, color=color)
-    ax.set_xticks(range(n), evaluation.classes, rotation=60, ha='right', fontsize=7)
-    ax.set_yticks(range(n), evaluation.classes, fontsize=7)
-    ax.set(xlabel='predicted', ylabel='true', title=title)
+    ax.set_xticks(range(n), evaluation.classes, rotation=60, ha='right', fontsize=7, parse_math=False) # $ is no formula
+    ax.set_yticks(range(n), evaluation.classes, fontsize=7, parse_math=False)
+    ax.set(xlabel='predicted', ylabel='true')
+    ax.set_title(title, parse_math=False)
     ax.grid(False)
     return ax.figure
 
@@ -469,7 +533,7 @@ _rules = {True: 'xattn.proj is applied', False: 'xattn.proj is stored, but not a
 
 class LoadedProbe(NamedTuple):
     "A probe from a file"
-    layout: str             # 'vjepa1', 'nano', 'vjepa2', 'pico' or 'jepa'
+    layout: str             # 'vjepa1', 'nano', 'vjepa2', 'huggingface', 'pico' or 'jepa'
     model: nn.Module        # (B, N, D) -> (B, classes), in eval mode
     num_classes: int
     classes: list|None      # names, where the file has them
@@ -488,6 +552,7 @@ def load_probe(
     content, described = read_file(path)
     if described.get('kind') == 'probe': return _load_own(path, content, described, encoder_config)
     if 'classifier_head.weight' in content: return _load_pico(path, content, encoder_config)
+    if is_classifier(content): return _load_huggingface(path, content, described, encoder_config, output_projection)
     layout, tensors = _classifier(path, content)
     return _load_attentive(path, layout, tensors, encoder_config, output_projection)
 
@@ -566,8 +631,7 @@ def save_probe(
     if path.suffix != '.safetensors': raise ValueError(f'{path.name}: our probes end in .safetensors')
     described = dict(kind='probe', config=probe.config.to_dict(), dim=head_width(head),
                      num_heads=attention_heads(head), classes=probe.classes, more=more)
-    tensors = {n: t.detach().cpu().contiguous() for n, t in head.state_dict().items()}
-    with write_beside(path) as temporary: save_file(tensors, temporary, metadata=dict(jepa=json.dumps(described)))
+    save_tensors(path, head.state_dict(), described)
     return path
 
 # %% ../nbs/30_probe.ipynb #8bbb002c
@@ -579,3 +643,25 @@ def _load_own(path, tensors, described, encoder_config) -> LoadedProbe:
     rule = config.output_projection if config.kind == 'attentive' else None
     make = lambda: make_head(config, dim, num_heads, len(classes))
     return _loaded(path, 'jepa', make, tensors, len(classes), classes, rule)
+
+# %% ../nbs/30_probe.ipynb #b2137cb0
+def _load_huggingface(path, content, described, encoder_config, output_projection) -> LoadedProbe:
+    "The head of a `VJEPA2ForVideoClassification`; heads, norms and class names are in its config.json"
+    tensors, c = head_from_huggingface(content), described.get('huggingface', {})
+    config_from_huggingface(c or None) # raises where the network is another
+    for name in ('pooler.query_tokens', 'linear.weight'):
+        if name not in tensors: raise ValueError(f"{path}: the head has no '{name}'; it has {', '.join(tensors)[:200]}")
+    if output_projection: raise ValueError(f'{path} has no xattn.proj to apply; leave output_projection out')
+    dim, n = tensors['pooler.query_tokens'].shape[-1], len(tensors['linear.weight'])
+    heads = probe_heads(path, dim, encoder_config) if encoder_config or not c else None
+    heads, depth = c.get('num_attention_heads', heads), 1 + count_blocks(tensors, 'pooler.blocks.')
+    make = lambda: _with_eps(AttentiveClassifier(dim, heads, n, depth, None), c.get('layer_norm_eps', 1e-6))
+    note = None if c else 'no config.json beside it: heads, norms (1e-6) and names are assumed; give the folder'
+    names = labels_from_huggingface(c, n, path)
+    return _loaded(path, 'huggingface', make, tensors, n, names, None, note)
+
+def _with_eps(model, eps):
+    "The same module, its norms with this `eps`"
+    for m in model.modules():
+        if isinstance(m, nn.LayerNorm): m.eps = eps
+    return model

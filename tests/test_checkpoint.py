@@ -1,17 +1,19 @@
 """Any JEPA in, any JEPA out: layouts, refusals, round trips, Hugging Face both ways, memory, downloads"""
-import hashlib, json, pickle, subprocess, sys
+import hashlib, json, os, pickle, subprocess, sys, warnings, zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from jepa.core import generator, repo_root, seeded
 from jepa.checkpoint import *
 from jepa.encoder import Encoder, EncoderConfig, encoder_config
 from jepa.objective import Jepa
 from jepa.predictor import Predictor, PredictorConfig
-from jepa.probe import AttentiveClassifier, Probe, ProbeConfig, load_probe, make_head, save_probe
+from jepa.probe import (AttentiveClassifier, Evaluation, Features, Probe, ProbeConfig, features, fit_probe, load_probe,
+                        make_head, plot_confusion, save_probe)
 from jepa.train import make_optimizer, train_config, training_state
 from server import serving
 
@@ -211,7 +213,7 @@ def test_a_model_saved_by_transformers_gives_the_same_features_here(theirs, tmp_
         with torch.no_grad():
             close(loaded.encoder(clip.transpose(1, 2)), features)
             close(loaded.predictor(features.gather(1, seen[..., None].expand(-1, -1, 60)), seen, hidden, mask_index=1), guess)
-    assert loaded.report.complete and '33 tensors are of no part (classifier.bias, ...)' in loaded.report.notes
+    assert loaded.report.complete and '33 tensors are of no part (classifier.bias, ...); jepa.probe.load_probe reads this classifier' in loaded.report.notes
     next((tmp_path/'shards').glob('*.safetensors')).unlink()
     with pytest.raises(FileNotFoundError, match='which its index names'): load_checkpoint(tmp_path/'shards')
 
@@ -377,3 +379,167 @@ def test_commands(tmp_path, golden_file, site):
     assert run('convert', golden_file('vjepa2'), tmp_path/'hf')[0] == 2 and 'exists' in run('convert', golden_file('vjepa2'), tmp_path/'hf')[1]
     code, said = run('convert', golden_file('pico2025'), tmp_path/'p.safetensors', '--set', 'num_heads=4')
     assert code == 0 and load_checkpoint(tmp_path/'p.safetensors').encoder.config.num_heads == 4
+
+
+# classifiers of Hugging Face
+
+def hf_classifier(transformers, folder, labels=('cat', 'dog', 'owl'), **changes):
+    "A small classifier whose weights matter, saved as published ones are"
+    torch.manual_seed(0)
+    config = transformers.VJEPA2Config(**dict(
+        crop_size=32, frames_per_clip=4, hidden_size=48, num_attention_heads=3, num_hidden_layers=2, pred_hidden_size=24,
+        pred_num_attention_heads=3, pred_num_hidden_layers=1, num_pooler_layers=2, initializer_range=0.3,
+        id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)}) | changes)
+    model = transformers.VJEPA2ForVideoClassification(config).eval()
+    for p in [*model.pooler.parameters(), *model.classifier.parameters()]: p.data += 0.3*torch.randn(p.shape)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize('changes', [{}, dict(layer_norm_eps=0.5), dict(num_pooler_layers=0), dict(num_attention_heads=6)])
+def test_a_classifier_of_transformers_gives_the_same_answers_here(theirs, tmp_path, changes):
+    model, clip = hf_classifier(theirs[0], tmp_path, **changes), torch.randn(2, 4, 3, 32, 32, generator=generator(0))
+    encoder = load_checkpoint(tmp_path).encoder
+    head = load_probe(tmp_path, encoder.config)
+    with torch.no_grad(): close(head.model(encoder(clip.transpose(1, 2))), model(clip).logits)
+    assert (head.layout, head.num_classes, head.classes) == ('huggingface', 3, ['cat', 'dog', 'owl'])
+    assert head.report.complete and load_probe(tmp_path).model.linear.weight.equal(head.model.linear.weight)
+
+
+def test_a_classifier_of_transformers_answers_for_videos(theirs, tmp_path):
+    from jepa.infer import load_classifier
+    hf_classifier(theirs[0], tmp_path)
+    for encoder in (tmp_path, None): # the folder holds both
+        classifier = load_classifier(encoder, tmp_path)
+        assert classifier.classes == ['cat', 'dog', 'owl'] and classifier.rule == 'there is none'
+
+
+def test_a_classifier_of_transformers_is_never_half_loaded(theirs, tmp_path):
+    hf_classifier(theirs[0], tmp_path)
+    file, config = tmp_path/'model.safetensors', json.loads((tmp_path/'config.json').read_text())
+    tensors = load_file(file)
+    for name in ('pooler.query_tokens', 'classifier.weight', 'classifier.bias', 'pooler.cross_attention_layer.cross_attn.v_proj.weight',
+                 'pooler.self_attention_layers.0.self_attn.q_proj.bias', 'pooler.self_attention_layers.1.mlp.fc1.weight'):
+        save_file({n: t for n, t in tensors.items() if n != name}, file)
+        with pytest.raises(ValueError, match='missing|the head has no'): load_probe(tmp_path)
+    for extra in ('pooler.extra.weight', 'fc_norm.weight', 'classifier.0.weight'):
+        save_file({**tensors, extra: torch.ones(2)}, file)
+        with pytest.raises(ValueError, match='1 unexpected'): load_probe(tmp_path)
+    save_file(tensors, file)
+    assert 'no config.json' in load_probe(file, load_checkpoint(tmp_path).encoder.config).report.notes[0]
+    for table in ({'0': 'cat', '1': 'dog'}, {'0': 'cat', '1': 'dog', '3': 'owl'}):
+        (tmp_path/'config.json').write_text(json.dumps(config | dict(id2label=table)))
+        with pytest.raises(ValueError, match='id2label'): load_probe(tmp_path)
+    (tmp_path/'config.json').write_text(json.dumps(config | dict(hidden_act='relu')))
+    with pytest.raises(ValueError, match='relu'): load_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match='relu'): load_probe(tmp_path)
+    (tmp_path/'config.json').write_text('{')
+    with pytest.raises(ValueError, match='config.json is no JSON'): load_checkpoint(tmp_path)
+
+
+# a class without examples
+
+@pytest.mark.parametrize('kind', ['linear', 'logistic', 'knn'])
+def test_a_missing_class_does_not_shift_answers(kind):
+    rng, names = np.random.default_rng(0), ['a', 'b', 'c']
+    def clips(labels):
+        tokens = 10*np.eye(3)[labels][:, None, None, :].repeat(4, 2) + rng.normal(size=(len(labels), 1, 4, 3))
+        return Features(tokens.astype(np.float16), labels, names)
+    probe = fit_probe(ProbeConfig(kind=kind, epochs=60, lr=0.05), clips([0, 2]*20), num_heads=1, progress=False)
+    assert probe.predict_proba(clips([0, 1, 2])).shape == (3, 3) and probe.evaluate(clips([0, 2]*20)).accuracy > 0.95
+    if kind == 'logistic':
+        with pytest.raises(ValueError, match='two classes at least; the training clips show: c'):
+            fit_probe(ProbeConfig(kind=kind), clips([2]*8), progress=False)
+
+
+# damage
+
+def flip(file, at):
+    "One bit of a file"
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize('kind', ['jepa', 'vjepa', 'probe'])
+def test_a_flipped_bit_is_refused_by_name(tmp_path, toy, kind):
+    file, load = tmp_path/('x.pt' if kind == 'vjepa' else 'x.safetensors'), load_checkpoint
+    if kind == 'probe':
+        load = load_probe
+        with seeded(0): head = make_head(ProbeConfig(), 48, 3, 4)
+        save_probe(file, Probe(ProbeConfig(), head, list('abcd')))
+    else: save_checkpoint(file, toy[0], layout=kind)
+    load(file)
+    sound = file.read_bytes()
+    weight = b''.join(t.numpy().tobytes() for t in [toy[0].blocks[0].mlp.fc1.weight.detach()]) if kind != 'probe' else None
+    places = [len(sound)//2, len(sound)//3] + ([sound.index(weight) + 9] if weight else [len(sound) - 3, sound.index(b'epochs') + 10])
+    for at in places:
+        file.write_bytes(sound)
+        flip(file, at)
+        with pytest.raises(ValueError, match=f'{file.name} cannot be read.*(damaged|JSON|column)'): load(file)
+
+
+def test_files_that_would_fill_the_memory_are_not_opened(tmp_path):
+    torch.save(dict(encoder=dict(weight=torch.ones(2))), tmp_path/'sound.pt')
+    with zipfile.ZipFile(tmp_path/'sound.pt') as old, zipfile.ZipFile(tmp_path/'zip.pt', 'w', zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, content + bytes(200*2**20) if name.endswith('data.pkl') else content)
+    torch.save(dict(encoder=dict(weight=torch.ones(1).expand(2**30))), tmp_path/'expanded.pt')
+    (tmp_path/'bytes.pt').write_bytes(b'\x80\x02c__builtin__\nbytearray\nJ' + (2**30).to_bytes(4, 'little') + b'\x85R.')
+    assert (tmp_path/'zip.pt').stat().st_size < 2**20
+    for name, reason in (('zip', 'declares 0.2 GiB'), ('expanded', 'declares 4.0 GiB'), ('bytes', 'bytearray')):
+        with pytest.raises(ValueError, match=f'{name}.pt cannot be read.*{reason}.*memory'): load_checkpoint(tmp_path/f'{name}.pt')
+
+
+def test_write_errors_name_the_path_and_the_remedy(tmp_path, toy):
+    (tmp_path/'file').write_text('in the way')
+    for name, layout in (('x.safetensors', 'jepa'), ('x.pt', 'vjepa'), ('folder', 'huggingface')):
+        with pytest.raises(OSError, match='name a place that may be written') as e: save_checkpoint(tmp_path/'file'/name, *toy, layout=layout)
+        assert str(tmp_path/'file'/name) in str(e.value)
+    with pytest.raises(OSError, match='shorter name'): save_checkpoint(tmp_path/('x'*260 + '.safetensors'), *toy)
+
+
+@pytest.fixture
+def clips(tmp_path):
+    from jepa.actions import ActionsConfig, make_actions
+    from jepa.data import Augment, Clips, read_manifest
+    from jepa.video import ClipConfig
+    config = ActionsConfig(classes=('grow', 'blink'), train=2, val=1, size=32, level='easy')
+    def make(): return Clips(read_manifest(make_actions(config, tmp_path/'videos', progress=False)), ClipConfig(num_frames=4, stride=2, size=32), Augment(train=False))
+    return make
+
+
+def test_damaged_features_are_made_again_with_a_line(toy, tmp_path, clips):
+    encoder = Encoder(encoder_config('toy', num_frames=4, height=32, width=32))
+    def run(): return features(encoder, clips(), folder=tmp_path/'f', progress=False)
+    before = np.array(run().tokens)
+    [file] = (tmp_path/'f').glob('*.npy')
+    flip(file, -20)
+    with pytest.warns(UserWarning, match=f'{file.name} is damaged.*computed again'): assert np.array_equal(run().tokens, before)
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.warns(UserWarning, match='is damaged'): assert np.array_equal(run().tokens, before)
+    file.with_suffix('.json').unlink()
+    with pytest.warns(UserWarning, match='no readable checksum'): run()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        run()
+
+
+def test_features_are_of_this_content_and_this_torch(tmp_path, clips, monkeypatch):
+    encoder = Encoder(encoder_config('toy', num_frames=4, height=32, width=32))
+    def count():
+        features(encoder, clips(), folder=tmp_path/'f', progress=False)
+        return len(list((tmp_path/'f').glob('*.npy')))
+    assert count() == count() == 1
+    video = sorted((tmp_path/'videos').rglob('*.mp4'))[0]
+    os.utime(video, ns=(1, 1)) # painted again: same name, same size
+    assert count() == 2
+    monkeypatch.setattr(torch, '__version__', '0.0')
+    assert count() == 3
+
+
+def test_a_dollar_in_a_class_name_is_no_formula():
+    figure = plot_confusion(Evaluation(np.eye(2), [0, 1], ['$a_', 'b^$']), 'of $x_$')
+    figure.canvas.draw()
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ['$a_', 'b^$']

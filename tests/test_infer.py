@@ -1,5 +1,5 @@
 """Answers for folders of videos: averages over looks, batches across videos, broken files, runs that are killed, results that do not mix."""
-import json, multiprocessing, os, signal, time
+import json, multiprocessing, os, signal, time, warnings
 from pathlib import Path
 import av, numpy as np, pandas as pd, pytest, torch
 from typer.testing import CliRunner
@@ -367,3 +367,98 @@ def test_bad_ensembles_are_named(place, ensemble):
     mixed = Ensemble({k: ensemble.members[k] for k in 'ab'}, encoder_of=dict(a='toy', b='short'), encoders=dict(toy=ensemble.encoders['toy'], short=other))
     with pytest.raises(ValueError, match='the same clips'): EnsembleClassifier(mixed)
     with pytest.raises(KeyError, match="no member 'z'"): EnsembleClassifier(ensemble).member('z')
+
+
+def test_a_video_replaced_under_its_name_is_answered_again(folder, classifier, tmp_path):
+    for name, source in (('a.mp4', '0.mp4'), ('b.mp4', '3.mp4')): (tmp_path/name).write_bytes((folder/source).read_bytes())
+    before = infer(classifier, video_files(tmp_path), tmp_path/'r.csv', **how).table.set_index('path').filter(like='probability')
+    content, times = (tmp_path/'b.mp4').read_bytes(), os.stat(tmp_path/'a.mp4')
+    size = max(times.st_size, len(content)) # the same size and times, other content
+    (tmp_path/'a.mp4').write_bytes(content.ljust(size, b'\0'))
+    os.utime(tmp_path/'a.mp4', ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = infer(classifier, video_files(tmp_path), tmp_path/'r.csv', **how).table.set_index('path').filter(like='probability')
+    np.testing.assert_allclose(after.loc['a.mp4'], before.loc['b.mp4'], atol=1e-5)
+    touched = (tmp_path/'b.mp4').read_bytes()
+    key = content_key(tmp_path/'b.mp4')
+    (tmp_path/'b.mp4').write_bytes(touched[:len(touched)//2] + bytes([touched[len(touched)//2] ^ 1]) + touched[len(touched)//2 + 1:])
+    os.utime(tmp_path/'b.mp4', ns=(1, 1))
+    assert content_key(tmp_path/'b.mp4') != key and content_key(tmp_path/'nothing.mp4') == ''
+
+
+def flip(file, at):
+    "One bit of a file"
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+def test_damaged_lines_of_a_journal_are_dropped_and_answered_again(folder, classifier, whole, tmp_path):
+    infer(classifier, video_files(folder), tmp_path/'r.csv', **how)
+    journal = tmp_path/'r.jsonl'
+    sound = journal.read_bytes()
+    ends = [i for i, byte in enumerate(sound) if byte == 10]
+    for at in (ends[1] + 12, (ends[2] + ends[3])//2, ends[3] - 2, sound.index(b'probability', ends[1]) + 15):
+        journal.write_bytes(sound)
+        flip(journal, at)
+        with pytest.warns(UserWarning, match='r.jsonl: 1 damaged lines are dropped'): again = infer(classifier, video_files(folder), tmp_path/'r.csv', **how)
+        pd.testing.assert_frame_equal(again.table.sort_values('path', ignore_index=True), whole.table, atol=1e-5)
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', UserWarning)
+            infer(classifier, video_files(folder), tmp_path/'r.csv', **how) # mended: nothing is said again
+    journal.write_bytes(sound)
+    flip(journal, 5) # in the line that says what made it
+    with pytest.warns(UserWarning, match='kept as r.damaged.jsonl'): same(infer(classifier, video_files(folder), tmp_path/'r.csv', **how).table, whole.table)
+
+
+def test_a_mended_journal_is_still_locked(tmp_path):
+    with_two = Results(tmp_path/'r.csv', {})
+    for name in 'ab': with_two.add(name, reason='none')
+    with_two.close()
+    flip(tmp_path/'r.jsonl', 40)
+    with pytest.warns(UserWarning): held = Results(tmp_path/'r.csv', {})
+    def second():
+        try: Results(tmp_path/'r.csv', {}).close()
+        except ValueError as e: os._exit(7 if 'another process' in str(e) else 8)
+    process = fork.Process(target=second)
+    process.start()
+    process.join(30)
+    assert process.exitcode == 7
+    held.close()
+
+
+def test_one_bad_file_does_not_end_the_run(folder, classifier, tmp_path, monkeypatch):
+    odd = tmp_path/os.fsdecode(b'caf\xe9.mp4') # a name that is no UTF-8
+    odd.write_bytes((folder/'0.mp4').read_bytes())
+    for name in ('x.mp4', 'y.mp4'): (tmp_path/name).write_bytes((folder/'1.mp4').read_bytes())
+    def decode(path, *job, **options):
+        if Path(path).name == 'x.mp4': b'\xe9'.decode() # as a title in Latin-1 does
+        return decode_clips(path, *job, **options)
+    monkeypatch.setattr(jepa.infer, 'decode_clips', decode)
+    results = infer(classifier, video_files(tmp_path), tmp_path/'r.csv', **how)
+    reasons = results.skipped.set_index('path').reason
+    assert 'UnicodeDecodeError' in reasons['x.mp4'] and 'y.mp4' in results.table.path.tolist()
+    assert {*results.table.path, *reasons.index} == {odd.name, 'x.mp4', 'y.mp4'} # answered or listed
+    assert b'caf\xe9.mp4' in (tmp_path/'r.csv').read_bytes() + (tmp_path/'skipped.csv').read_bytes()
+    contact_sheet(results, tmp_path, workers=0)
+
+
+def test_no_cell_is_a_formula_for_a_spreadsheet(tmp_path):
+    texts = ['=1+1', '+x', '-y', '@z', "'quoted", 'plain', '\tx']
+    assert [unquote(quote(t)) for t in texts] == texts
+    results = Results(tmp_path/'r.csv', {})
+    for t in texts: results.add(t, key='', decoder='pyav', top=[{'label': 0, 'class': t, 'probability': 1.}])
+    results.add('=bad', reason='@reason')
+    results.write(True)
+    results.close()
+    table, skipped = pd.read_csv(tmp_path/'r.csv'), pd.read_csv(tmp_path/'skipped.csv')
+    assert table.path.map(unquote).tolist() == texts == table.class_1.map(unquote).tolist()
+    assert not table.path.str.startswith(('=', '+', '-', '@', '\t')).any() and skipped.iloc[0].tolist() == ["'=bad", "'@reason"]
+    assert [r['path'] for r in json.loads((tmp_path/'r.json').read_text())['results']] == texts
+
+
+def test_write_errors_name_the_path_and_the_remedy(tmp_path):
+    (tmp_path/'file').write_text('in the way')
+    results = Results(tmp_path/'r.csv', {})
+    results.out = tmp_path/'file'/'r.csv'
+    with pytest.raises(OSError, match='name a place'): results.write(True)
+    results.close()
