@@ -426,12 +426,13 @@ def draw_confusions(results:dict): # a figure
     import matplotlib.pyplot as plt
     from jepa.core import style
     from jepa.probe import plot_confusion
+    from jepa.view import literal
     style()
     n = len(next(iter(results.values())).classes)
     fig, axes = plt.subplots(1, len(results), figsize=(len(results)*(0.35*n + 2.5), 0.35*n + 1.8), layout='constrained')
     for ax, (name, e) in zip(axes, results.items()): plot_confusion(e, f'{name}: {e.right} of {e.n}', ax)
     plt.close(fig)
-    return fig
+    return literal(fig)
 
 # %% ../nbs/51_cli.ipynb #657dc407
 def write_probe(
@@ -548,8 +549,10 @@ def draw_sheet(results, root:Path, sheet:Path):
     "Frames and answers of some videos as a PNG file"
     from jepa.core import style, write_beside
     from jepa.infer import contact_sheet
+    from jepa.view import literal
     style()
-    with write_beside(sheet) as temporary: contact_sheet(results, root).savefig(temporary, format='png', dpi=110)
+    figure = literal(contact_sheet(results, root))
+    with write_beside(sheet) as temporary: figure.savefig(temporary, format='png', dpi=110)
 
 # %% ../nbs/51_cli.ipynb #3fa6b5b2
 @command(app, epilog='Exit status: 0 all answered, 3 some skipped (skipped.csv), 2 a mistake, 130 interrupted.')
