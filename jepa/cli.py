@@ -95,7 +95,7 @@ def _end(error):
     text = '' if os.environ.get('JEPA_TRACEBACK') else explain(error)
     if not text: raise error
     rank = process_rank()
-    if rank: time.sleep(5) # most mistakes are of all processes: the first one tells, and its end ends the others
+    if rank: time.sleep(20) # most mistakes are of all processes: the first one tells, and its end ends the others
     typer.echo('jepa: ' + f'process {rank}: '*bool(rank) + text, err=True)
     raise typer.Exit(2) from None
 
