@@ -85,7 +85,7 @@ def of_a_file(error) -> str:
         return f"{path or 'a file'} is not text in UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8"
     if isinstance(error, UnicodeEncodeError):
         return f"{ascii(error.object)}: a name that is no text in {error.encoding}; rename the file"
-    if type(error).__name__ in DAMAGED and path and Path(path).name not in str(error):
+    if type(error).__name__ in DAMAGED and path and path not in str(error):
         reason = f'{path} is damaged or empty ({first_line(error)})'
         return f'{reason}; remove it, and the command that wrote it makes it again'
     return ''

@@ -313,7 +313,7 @@ def in_two_processes(*words):
     launch = 'torch.distributed.run --standalone --nproc_per_node 2 -m jepa.cli'.split()
     env = os.environ | {'OMP_NUM_THREADS': '1'}
     command = [sys.executable, '-m', *launch, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
 
 
 def test_pretrain_in_two_processes(place, tmp_path):
