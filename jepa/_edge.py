@@ -1,4 +1,6 @@
-"""Members of an ensemble in processes of their own: a clip or its features go out, probabilities come back, and the vote goes on without those that do not answer"""
+"""Members of an ensemble in processes of their own
+
+A clip or its features go out, probabilities come back, and the vote goes on without members that do not answer."""
 import io, multiprocessing, struct, threading, time
 from multiprocessing.connection import wait
 
@@ -42,7 +44,8 @@ def _onnx_member(file):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
-    mean, std = (np.array(v, np.float32) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))) # as `jepa.data.normalise`
+    mean = np.array((0.485, 0.456, 0.406), np.float32) # as `jepa.data.normalise`, which needs torch
+    std = np.array((0.229, 0.224, 0.225), np.float32)
 
     def answer(x):
         clips = ((x.astype(np.float32)/255 - mean)/std).transpose(3, 0, 1, 2)[None]
@@ -71,36 +74,57 @@ class Fleet:
         files:dict,            # name -> file of `save_ensemble` with one member, or of `export_onnx`
         start_timeout:float=300. # seconds until all must be ready
     ):
-        context = multiprocessing.get_context('spawn')
-        self.processes, self.connections, self.sending, self.asked, self.sent, self.received = {}, {}, {}, 0, 0, 0
-        for name, file in files.items():
-            here, there = context.Pipe()
-            self.processes[name] = context.Process(target=_serve, args=(there, str(file)), daemon=True)
-            self.processes[name].start(); there.close()
-            self.connections[name] = here
-        for name, c in self.connections.items():
-            try: ready = c.poll(start_timeout) and c.recv_bytes() == b'ready'
-            except EOFError: ready = False
-            if not ready: self.close(); raise RuntimeError(f"member '{name}' did not start from {files[name]}")
+        self.processes, self.connections, self.sending = {}, {}, {}
+        self.asked = self.sent = self.received = 0 # questions; bytes
+        for name, file in files.items(): self._start(name, file)
+        for name, file in files.items(): self._await(name, file, start_timeout)
 
-    def ask(self, array, timeout:float=30.) -> dict: # name -> (classes,), of those that answered in time
+    def _start(self, name, file):
+        "A process for one member"
+        context = multiprocessing.get_context('spawn')
+        self.connections[name], there = context.Pipe()
+        self.processes[name] = context.Process(target=_serve, args=(there, str(file)), daemon=True)
+        self.processes[name].start()
+        there.close()
+
+    def _await(self, name, file, seconds):
+        "Wait until a member says that it is ready"
+        connection = self.connections[name]
+        try: ready = connection.poll(seconds) and connection.recv_bytes() == b'ready'
+        except EOFError: ready = False
+        if ready: return
+        self.close()
+        raise RuntimeError(f"member '{name}' did not start from {file}")
+
+    def ask(self,
+        array,             # features float16 (N, D), or a clip uint8 (T, H, W, 3)
+        timeout:float=30.  # seconds
+    )->dict: # name -> (classes,), of the members that answered in time
         "Send an array to all members that are there, and collect what comes back"
-        self.asked, answers, waiting = self.asked + 1, {}, {}
-        message = pack(self.asked, array)
-        for name, c in self.connections.items():
-            if name in self.sending and self.sending[name].is_alive(): continue # it has not even taken the last question
-            self.sending[name] = threading.Thread(target=_send, args=(c, message), daemon=True)
-            self.sending[name].start()
-            waiting[c], self.sent = name, self.sent + len(message)
-        end = time.monotonic() + timeout
+        self.asked += 1
+        waiting, answers, end = self._ask_all(pack(self.asked, array)), {}, time.monotonic() + timeout
         while waiting and (ready := wait(list(waiting), max(0, end - time.monotonic()))):
-            for c in ready:
-                try: reply = c.recv_bytes()
-                except (EOFError, OSError): self._lost(waiting.pop(c)); continue
-                number, p = unpack(reply)
-                self.received += len(reply)
-                if number == self.asked: answers[waiting.pop(c)] = p # an older one comes too late and is dropped
+            for connection in ready: self._read(connection, waiting, answers)
         return {name: answers[name] for name in self.processes if name in answers}
+
+    def _ask_all(self, message) -> dict: # connection -> name
+        "Send a message to every member that has taken the last one"
+        waiting = {}
+        for name, connection in self.connections.items():
+            if name in self.sending and self.sending[name].is_alive(): continue
+            self.sending[name] = threading.Thread(target=_send, args=(connection, message), daemon=True)
+            self.sending[name].start()
+            self.sent += len(message)
+            waiting[connection] = name
+        return waiting
+
+    def _read(self, connection, waiting, answers):
+        "Put a member's reply into `answers`; a reply to an older question comes too late and is dropped"
+        try: reply = connection.recv_bytes()
+        except (EOFError, OSError): return self._lost(waiting.pop(connection))
+        number, probabilities = unpack(reply)
+        self.received += len(reply)
+        if number == self.asked: answers[waiting.pop(connection)] = probabilities
 
     def _lost(self, name): self.connections.pop(name).close()
 
@@ -113,10 +137,13 @@ class Fleet:
         self.processes[name].join()
 
     def close(self):
+        "End all members"
         for c in self.connections.values(): c.close()
         for p in self.processes.values():
             p.join(5)
-            if p.is_alive(): p.kill(); p.join()
+            if p.is_alive():
+                p.kill()
+                p.join()
 
     def __enter__(self): return self
     def __exit__(self, *_): self.close()

@@ -8,8 +8,8 @@ from pathlib import Path
 from .core import nearest
 from .video import image_suffixes, video_suffixes
 
-split_names = dict(train='train', training='train', val='val', valid='val', validation='val', validate='val', test='test',
-    testing='test')
+split_names = dict(train='train', training='train', val='val', valid='val', validation='val', validate='val',
+    test='test', testing='test')
 
 
 # ---- files

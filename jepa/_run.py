@@ -21,7 +21,7 @@ def damage(file) -> str:
     if not file.exists(): return f'{file} is missing'
     try:
         with zipfile.ZipFile(file) as parts: bad = parts.testzip()
-        if bad: return f'{file} is damaged: {bad} does not have its checksum'
+        if bad: return f"{file} is damaged: {bad.partition('/')[2]} does not have its checksum"
         torch.load(file, weights_only=True, map_location='cpu', mmap=True)
     except Exception as e: # a flipped bit may lead anywhere
         return f'{file} is damaged: {str(e).splitlines()[0] if str(e) else type(e).__name__}'
@@ -38,8 +38,16 @@ def write_checkpoint(folder, state):
     "Write the newest checkpoint beside and rename it; the one before it stays as the previous one"
     newest, previous = Path(folder)/CHECKPOINT, Path(folder)/PREVIOUS
     with write_beside(newest) as temporary:
-        torch.save(state, temporary)
+        try: torch.save(state, temporary)
+        except (OSError, RuntimeError) as e: raise OSError(f'{newest} cannot be written: {_why(e, folder)}') from None
         if newest.exists(): _keep(newest, previous)
+
+
+def _why(e, folder) -> str:
+    "Why torch could not write, with the space that is left and the remedy"
+    free = shutil.disk_usage(folder).free/2**20
+    reason = e.strerror if isinstance(e, OSError) and e.strerror else 'torch could not write all of it'
+    return f'{reason}; {free:.0f} MiB are free there: make room, and the same command goes on'
 
 
 def _keep(newest, previous):

@@ -6,14 +6,14 @@
 __all__ = ['app', 'reports_app', 'actions_app', 'checkpoint_app', 'data_app', 'groups', 'Tier', 'Layout', 'Seed', 'Hints',
            'methods', 'Method', 'Accept', 'OutputProjection', 'Source', 'option', 'argument', 'pairs', 'process_rank',
            'say', 'command', 'doctor', 'parameters', 'report_parameters', 'reports_run', 'reports_list',
-           'reports_index', 'actions_make', 'with_changes', 'option_changes', 'stored_config', 'method_config',
-           'training_config', 'run_state', 'mean_loss', 'before_and_after', 'pretrain_on', 'pretrain', 'open_encoders',
-           'part_of', 'labelled_parts', 'probe_tables', 'draw_confusions', 'write_probe', 'probe_clips',
-           'probe_encoder', 'probe_on', 'difference_line', 'probe', 'answers_with_status', 'draw_sheet', 'infer',
-           'files_among', 'patch_at', 'write_pictures', 'view', 'checkpoint_fetch', 'checkpoint_inspect',
-           'checkpoint_convert', 'manifest_of', 'given_source', 'data_index', 'per_class_numbers', 'way_of',
-           'next_of_nano', 'data_nano', 'part_numbers', 'videos_from_youtube', 'videos_from_archives', 'data_fetch',
-           'data_shards']
+           'reports_index', 'reports_render', 'reports_bless', 'actions_make', 'with_changes', 'option_changes',
+           'stored_config', 'method_config', 'training_config', 'run_state', 'mean_loss', 'before_and_after',
+           'pretrain_on', 'pretrain', 'open_encoders', 'part_of', 'labelled_parts', 'probe_tables', 'draw_confusions',
+           'write_probe', 'probe_clips', 'probe_encoder', 'probe_on', 'difference_line', 'probe', 'answers_with_status',
+           'draw_sheet', 'infer', 'files_among', 'patch_at', 'write_pictures', 'view', 'checkpoint_fetch',
+           'checkpoint_inspect', 'checkpoint_convert', 'manifest_of', 'given_source', 'data_index', 'per_class_numbers',
+           'way_of', 'next_of_nano', 'data_nano', 'part_numbers', 'videos_from_youtube', 'videos_from_archives',
+           'data_fetch', 'data_shards']
 
 # %% ../nbs/51_cli.ipynb #2759dede
 import json, math, os, sys, time
@@ -176,12 +176,39 @@ def reports_list(tier: Tier = ''):
     for s in report_states(tier):
         makes, minutes = f"{s.spec.paper}: {', '.join(s.spec.makes):<32}", s.spec.tiers[s.tier].minutes
         say(f'{s.name:<24} {makes} {minutes:>6g} min  {words.get(s.status, s.status)}')
+        if s.status in ('stale', 'failed', 'check'): say(f'    {s.why}')
 
 @command(reports_app, 'index')
 def reports_index(tier: Tier = ''):
     "Write the index page again, without running anything, and say where it is."
     from jepa.report import make_index
     say(Path(make_index(tier)).resolve().as_uri())
+
+# %% ../nbs/51_cli.ipynb #87650050
+@command(reports_app, 'render')
+def reports_render(
+    names: argument(list[str], 'Reports to draw again; all by default.') = None,
+    tier: Tier = '',
+    out: option(Path, 'Folder of the results; results/<tier> by default.') = None,
+):
+    "Finding, figures and tables again from saved values: seconds, no training. Exit status 1 if one must be run."
+    from jepa.report import render_reports
+    outcomes = render_reports(names or None, tier=tier, out=out or None)
+    for o in outcomes: say(str(o))
+    if any(o.status == 'failed' for o in outcomes): raise typer.Exit(1)
+
+@command(reports_app, 'bless')
+def reports_bless(
+    name: argument(str, 'The report whose result is kept.'),
+    because: option(str, 'Why its numbers are as they would be today.'),
+    tier: Tier = '',
+    out: option(Path, 'Folder of the results; results/<tier> by default.') = None,
+):
+    "Keep a result whose code changed without changing numbers; a fixed small experiment must agree."
+    from jepa.report import bless
+    changed = bless(name, because, tier, out or None)
+    say(f'{name} is kept, although {len(changed)} definitions differ')
+    for words in changed[:20]: say(f'    {words}')
 
 # %% ../nbs/51_cli.ipynb #99412aa6
 @command(actions_app, 'make')

@@ -58,6 +58,9 @@ class EncoderConfig(Config):
     rope_side: int = 0         # rope: heights and widths are stretched to this many patches; 0: as they are
     levels: tuple[int, ...] = () # blocks with a norm of their own, the last is the output; (): one norm at the end
     modalities: bool = False   # a clip of one frame has its own patch embedding, and clips and images a vector each
+    ranges = dict(**dict.fromkeys(('num_frames', 'height', 'width', 'embed_dim'), '[1, 100000]'),
+                  **dict.fromkeys(('patch_size', 'tubelet_size', 'depth', 'num_heads'), '[1, 10000]'),
+                  mlp_ratio='(0, 1000]', norm_eps='(0, 1]', rope_side='[0, 10000]', levels='[0, 10000]')
 
     @property
     def grid(self) -> Grid:

@@ -166,10 +166,10 @@ def _import_lines(cells):
     statements = [node for source in cells for node in ast.parse(source).body]
     return '\n'.join(ast.unparse(n) for n in statements if isinstance(n, (ast.Import, ast.ImportFrom)))
 
-def _hashes(imports, cells):
+def _hashes(imports, cells, package):
     "Hashes of cells and of the definitions that they reach, and the text constants in them"
     bodies = [c for c in cells if not _imports_only(c)]
-    reached = reach(source='\n'.join([imports, *bodies]))
+    reached = reach(source='\n'.join([imports, *bodies]), folder=package)
     constants = {n.value for c in bodies for n in ast.walk(ast.parse(c)) if isinstance(n, ast.Constant)}
     named = {}
     for source in bodies:
@@ -197,22 +197,23 @@ def published_tables() -> dict: # name -> path
 def made_from(
     spec:ReportSpec,
     params:dict, # papermill parameters, `tier` included
-    folder:Path  # the folder of `reports.toml`
+    folder:Path, # the folder of `reports.toml`
+    package=None # folder of the package's modules; its own by default
 )->dict[str, dict]: # what kind -> name -> hash
     "Hashes of everything a report depends on, one for each thing"
     path = folder/spec.notebook
-    with parsing: return _made_from(spec, params, folder, path, _code(read_notebook(path)))
+    with parsing: return _made_from(spec, params, path, _code(read_notebook(path)), package)
 
-def _made_from(spec, params, folder, path, cells):
+def _made_from(spec, params, path, cells, package):
     "The hashes of `made_from`"
     imports, (computing, showing) = _import_lines(cells), split_cells(cells)
-    of_computing, texts = _hashes(imports, computing)
-    of_showing, more_texts = _hashes(imports, showing)
+    of_computing, texts = _hashes(imports, computing, package)
+    of_showing, more_texts = _hashes(imports, showing, package)
     values = {name: value for name, value in used_values(path, params).items() if name not in ('out', 'tier')}
     texts = {t for t in texts | more_texts if isinstance(t, str)}
     return dict(computing=of_computing, showing={n: h for n, h in of_showing.items() if n not in of_computing},
         parameters={name: short_hash(value) for name, value in values.items()},
-        data={name: h for name, value in values.items() if (h := _data_hash(value, folder))},
+        data={name: h for name, value in values.items() if (h := _data_hash(value, path.parent))},
         tables={name: short_hash(p.read_text()) for name, p in published_tables().items() if name in texts},
         versions={p: metadata.version(p).split('+')[0] for p in ('torch', 'timm', 'scikit-learn')},
         checks={name: '' for name in spec.checks})

@@ -8,13 +8,12 @@ __all__ = ['parsing', 'SHOWS', 'bare', 'code_hash', 'Definition', 'Module', 'Pac
 
 # %% ../nbs/02_identity.ipynb #75565b89
 import ast
-import hashlib
 import json
 import symtable
 import threading
 from dataclasses import dataclass, field, fields, is_dataclass
 from fnmatch import fnmatch
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 # %% ../nbs/02_identity.ipynb #e39bdf7f
@@ -100,6 +99,11 @@ class Definition:
     owner: str = ''          # the name of the class of a method, or of the constant that a statement changes
     bases: tuple = ()        # names of base classes
     always: bool = False     # a method that counts as soon as its class does
+
+    @cached_property
+    def source(self): return ast.unparse(_Silent().visit(ast.parse(ast.unparse(self.node)))) # without what only speaks
+    @cached_property
+    def hash(self): return code_hash(self.source)
 
 @dataclass
 class Module:
@@ -193,26 +197,42 @@ def _read_module(path, stamp) -> Module:
     for node in tree.body: _statement(module, node)
     return module
 
-class Package:
-    "The modules of a folder"
-    def __init__(self, folder=None): self.folder = Path(folder or source_root/'jepa')
-    def __contains__(self, name): return (self.folder/f'{name}.py').is_file()
-    def __getitem__(self, name) -> Module:
-        path = self.folder/f'{name}.py'
-        about = path.stat()
-        with parsing: return _read_module(path, (about.st_mtime_ns, about.st_size))
-    def modules(self): return [self[p.stem] for p in sorted(self.folder.glob('*.py'))]
+@lru_cache(maxsize=64)
+def _shared_lookups(folder, stamps): return {} # what names mean in one state of a package
 
-    def find(self, module:Module, name:str, seen=()):
-        "The `Definition` that `name` means in a module, or the `Module` that it names; None outside of the package"
-        if name in module.definitions: return module.definitions[name]
-        if name in module.imports:
-            place, there = module.imports[name]
-            if place not in self: return None
-            return self.find(self[place], there, (*seen, module.name)) if there else self[place]
-        for place in reversed(module.stars):
-            if place in seen or place not in self: continue
-            if hit := self.find(self[place], name, (*seen, module.name)): return hit
+class Package:
+    "The modules of a folder, as they are now"
+    def __init__(self, folder=None):
+        self.folder = Path(folder or source_root/'jepa')
+        stamps = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(self.folder.glob('*.py'))}
+        with parsing: self.by_name = {p.stem: _read_module(p, stamp) for p, stamp in stamps.items()}
+        self.lookups = _shared_lookups(self.folder, tuple(stamps.items()))
+    def __contains__(self, name): return name in self.by_name
+    def __getitem__(self, name) -> Module: return self.by_name[name]
+    def modules(self): return self.by_name.values()
+
+# %% ../nbs/02_identity.ipynb #c81155cd
+@patch
+def find(self:Package, module:Module, name:str):
+    "The `Definition` that `name` means in a module, or the `Module` that it names; None outside of the package"
+    if module.name not in self.by_name: return self._find(module, name)
+    key = module.name, name
+    if key not in self.lookups:
+        self.lookups[key] = None # modules may import each other
+        self.lookups[key] = self._find(module, name)
+    return self.lookups[key]
+
+@patch
+def _find(self:Package, module, name):
+    "Where a name comes from: the module itself, an import, a star import"
+    if name in module.definitions: return module.definitions[name]
+    if name in module.imports:
+        place, there = module.imports[name]
+        if place not in self: return None
+        return self.find(self[place], there) if there else self[place]
+    for place in reversed(module.stars):
+        hit = self.find(self[place], name) if place in self else None
+        if hit: return hit
 
 # %% ../nbs/02_identity.ipynb #d424cf5f
 def _outer_names(source) -> set:
@@ -253,11 +273,10 @@ class _Walk:
     def add(self, d):
         "Reach a definition; a module leads nowhere by itself"
         if not isinstance(d, Definition) or d.name in self.hashes or shows(d.name): return
-        tree = _Silent().visit(ast.parse(ast.unparse(d.node)))
-        self.hashes[d.name] = short_hash(_plain_tree(tree), 10)
+        self.hashes[d.name] = d.hash
         self.modules.add(d.module)
         if isinstance(d.node, ast.ClassDef): self.classes[d.name] = d
-        self.follow(ast.unparse(tree), self.package[d.module])
+        self.follow(d.source, self.package[d.module])
         for base in d.bases:
             if base not in _outside and not isinstance(self.package.find(self.package[d.module], base), Definition):
                 self.whole.add(d.name)
@@ -268,12 +287,12 @@ def follow(self:_Walk, source, module:Module):
     "Reach what a bare source names"
     names, attributes, chains, texts, inside = _leads(source)
     if inside: # an import within a function: its names are local there
-        local = Module(module.name)
+        local = Module(f'{module.name}, within a function')
         for node in inside: _imports(local, node)
         for name, (place, there) in local.imports.items():
             if there: self.add(self.package.find(local, name))
         imports, stars = {**module.imports, **local.imports}, [*module.stars, *local.stars]
-        module = Module(module.name, module.definitions, imports=imports, stars=stars)
+        module = Module(f'{module.name}, within a function', module.definitions, imports=imports, stars=stars)
     self.attributes |= attributes
     self.texts |= texts
     for name in names: self.add(self.package.find(module, name))

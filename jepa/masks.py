@@ -62,6 +62,12 @@ def to_ids(
 @dataclass(frozen=True)
 class MaskConfig(Config):
     "Base of the mask configurations; `kind` in a dictionary says which one it is"
+    def __post_init__(self):
+        super().__post_init__()
+        for name, value in vars(self).items():
+            if isinstance(value, tuple) and value[0] > value[-1]:
+                raise ValueError(f'{type(self).__name__}.{name} is {value}: the smaller number comes first')
+
     @classmethod
     def from_dict(cls, d):
         if cls is not MaskConfig: return super().from_dict(d)
@@ -80,6 +86,8 @@ class MultiBlock(MaskConfig):
     aspect_ratio: tuple[float, float] = (0.75, 1.5)    # height / width
     max_temporal_keep: float = 1.0                     # context only from this first share of the clip
     max_keep: int | None = None                        # largest number of context tokens
+    ranges = dict(num_blocks='[1, 10000]', spatial_scale='(0, 1]', temporal_scale='(0, 1]', aspect_ratio='(0, inf)',
+                  max_temporal_keep='(0, 1]', max_keep='[1, inf)')
 
 short_range = MultiBlock()
 long_range = MultiBlock(num_blocks=2, spatial_scale=(0.7, 0.7))
@@ -170,18 +178,21 @@ class RandomTube(MaskConfig):
     "Target = the same random patches in every frame"
     kind: Literal['tube'] = 'tube'
     ratio: float = 0.9  # share of patches hidden
+    ranges = dict(ratio='(0, 1)')
 
 @dataclass(frozen=True)
 class RandomTokens(MaskConfig):
     "Target = random tokens"
     kind: Literal['random'] = 'random'
     ratio: float = 0.75 # share of tokens hidden
+    ranges = dict(ratio='(0, 1)')
 
 @dataclass(frozen=True)
 class Future(MaskConfig):
     "Context = the first tubelets, target = all later ones"
     kind: Literal['future'] = 'future'
     tubelets: tuple[int, int] = (1, 3) # fewest and most context tubelets; drawn once per batch
+    ranges = dict(tubelets='[1, inf)')
 
 # %% ../nbs/20_masks.ipynb #43cef68a
 def _random_subset(shape, ratio:float, generator): # (B, N) -> True for `ratio` of the N

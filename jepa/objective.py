@@ -56,6 +56,7 @@ class Objective(Config):
     position: Literal['kept', 'centred', 'standardised'] = 'kept'
     context: float = 0.     # weight of the same loss on visible tokens (V-JEPA 2.1)
     weight: float = 0.05    # vicreg, sigreg: share of the regulariser in the loss
+    ranges = dict(target_layers='[1, 10000]', context='[0, inf)', weight='[0, 1]')
 
 # %% ../nbs/23_objective.ipynb #830efd19
 def vicreg(

@@ -29,6 +29,8 @@ class PredictorConfig(Config):
     target_dim: int = 0    # width of the predicted features; 0: the encoder's
     embed_hidden: int = 0  # 0: a linear map reads the context; else two with a GELU read all levels of the encoder
     predict_context: bool = False # the context part is mapped to the target width, too (V-JEPA 2.1)
+    ranges = dict(embed_dim='[1, 100000]', depth='[1, 10000]', num_heads='[0, 10000]', mlp_ratio='(0, 1000]',
+                  num_mask_tokens='[1, 10000]', target_dim='[0, 1000000]', embed_hidden='[0, 1000000]')
 
 # %% ../nbs/22_predictor.ipynb #2edfd35c
 class Predictor(nn.Module):

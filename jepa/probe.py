@@ -129,12 +129,12 @@ class CrossAttention(nn.Module):
         self.q, self.kv = nn.Linear(dim, dim), nn.Linear(dim, 2*dim)
         if output_projection is not None: self.proj = nn.Linear(dim, dim)
 
-    def _heads(self, t, n): # (B, N, n*D) -> (n, B, heads, N, head_dim)
-        return t.view(t.shape[0], t.shape[1], n, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-
     def forward(self, query, x): # (B, Q, D), (B, N, D) -> (B, Q, D)
-        [q], (k, v) = self._heads(self.q(query), 1), self._heads(self.kv(x), 2)
-        out = attend(q, k, v, self.scale).transpose(1, 2).reshape(query.shape)
+        B, Q, D = query.shape
+        def heads(t, n): # (B, N, n*D) -> (n, B, heads, N, head_dim)
+            return t.view(B, -1, n, self.num_heads, D//self.num_heads).permute(2, 0, 3, 1, 4)
+        [q], (k, v) = heads(self.q(query), 1), heads(self.kv(x), 2)
+        out = attend(q, k, v, self.scale).transpose(1, 2).reshape(B, Q, D)
         return self.proj(out) if self.output_projection else out
 
 class CrossAttentionBlock(nn.Module):
@@ -260,6 +260,12 @@ class Evaluation:
         np.add.at(table, (self.labels, self.predicted), 1)
         return table
     def __repr__(self): return f'{percent(self.right, self.n)}, chance {100*self.chance:.1f} %'
+
+# %% ../nbs/30_probe.ipynb #084c1377
+@patch
+def to_values(self:Evaluation) -> dict:
+    "What `jepa.saved` keeps of it"
+    return dict(probabilities=self.probabilities, labels=self.labels, classes=self.classes)
 
 # %% ../nbs/30_probe.ipynb #c7515a1a
 @patch

@@ -131,6 +131,7 @@ def _show(text, css, plain=None):
 def _file(self:Report, name, suffix, caption, kind):
     "Check a name and list the file under figures or tables"
     _file_name(name)
+    caption = ' '.join(caption.split())
     used = [f['name'] for f in self.record['figures'] + self.record['tables']]
     if name in used: raise ValueError(f"'{name}' is already a figure or table of this report")
     self.record[kind].append(dict(name=name, file=f'{self.name}/{name}{suffix}', caption=caption))
@@ -143,7 +144,7 @@ def figure(self:Report,
     caption:str  # what it shows, in a sentence
 ):
     "Save a figure, show it with its caption, and close it"
-    fig = fig if isinstance(fig, plt.Figure) else fig.figure
+    fig, caption = fig if isinstance(fig, plt.Figure) else fig.figure, ' '.join(caption.split())
     path = self._file(name, '.png', caption, 'figures')
     fig.savefig(path, bbox_inches='tight')
     plt.close(fig)
@@ -169,7 +170,7 @@ def table(self:Report,
     digits:int=2     # digits shown after the point
 ):
     "Save a table, and show it with its caption"
-    df = df.reset_index() if any(df.index.names) else df.reset_index(drop=True)
+    df, caption = df.reset_index(drop=not any(df.index.names)), ' '.join(caption.split())
     df.to_csv(self._file(name, '.csv', caption, 'tables'), index=False)
     texts = [c for c in df.columns if not pd.api.types.is_numeric_dtype(df[c])]
     styled = df.style.hide(axis='index').format(_number_formats(df, digits), na_rep='–', escape='html')

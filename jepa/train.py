@@ -175,6 +175,12 @@ class TrainConfig(Config):
     seed: int = 0
 
 # %% ../nbs/24_train.ipynb #21fc6749
+_rates = ('start_lr', 'lr', 'final_lr', 'weight_decay', 'final_weight_decay')
+TrainConfig.ranges = dict(
+    **dict.fromkeys((*_rates, 'warmup_epochs', 'clip_grad', 'reg_coeff', 'predictor_lr_factor'), '[0, inf)'),
+    **dict.fromkeys(('epochs', 'batch_size', 'monitor_clips'), '[1, 1000000000]'),
+    ema='[0, 1]', stretch='[1, inf)', loss_exp='(0, inf)', max_skipped_steps='[0, inf)')
+
 @patch
 def __post_init__(self:TrainConfig):
     super(TrainConfig, self).__post_init__()
@@ -194,6 +200,7 @@ def from_dict(cls:TrainConfig, d:dict):
         raise KeyError(f"no pretraining method {method!r} is imported; {nearest(method, methods)}")
     return super(TrainConfig, methods[method]).from_dict(d)
 
+# %% ../nbs/24_train.ipynb #391ad038
 @patch
 def build(self:TrainConfig) -> Jepa:
     "A model with new weights"
@@ -334,7 +341,6 @@ def unfinished(self:Run) -> str:
     "Why the run is not finished; '' if it is"
     file = self.folder/'done.json'
     if not file.exists(): return 'it was not trained to its end'
-    if reason := damage(self.folder/CHECKPOINT): return reason
     try: config, state, steps = self.config, self.state(), read_json(file, AGAIN)['steps']
     except (KeyError, TypeError, ValueError, FileNotFoundError) as e: return str(e)
     step, epoch = state['step'], state['meters'][-1]['epoch'] if state['meters'] else 'none'

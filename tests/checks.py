@@ -1,5 +1,7 @@
 """What `make test` checks before pytest: generated files are what their notebooks make. `python tests/checks.py`."""
-import hashlib, subprocess, sys
+import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
@@ -8,7 +10,8 @@ sys.path.insert(0, str(root))
 
 def hashes(*patterns):
     "Path -> hash of every file that matches"
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for pattern in patterns for p in sorted(root.glob(pattern)) if p.is_file()}
+    files = [p for pattern in patterns for p in sorted(root.glob(pattern)) if p.is_file()]
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def unchanged(what, commands, *patterns):
@@ -23,11 +26,13 @@ def unchanged(what, commands, *patterns):
 
 def main():
     from tools.readme import readme
-    tool = lambda name: str(Path(sys.executable).parent/name)
+    def tool(name): return str(Path(sys.executable).parent/name)
+    clean = [[tool('nbdev-clean')], [tool('nbdev-clean'), '--fname', 'reports']]
     good = [unchanged('nbdev-export', [[tool('nbdev-export')]], 'jepa/*.py'),
-            unchanged('nbdev-clean', [[tool('nbdev-clean')], [tool('nbdev-clean'), '--fname', 'reports']], 'nbs/*.ipynb', 'reports/*.ipynb')]
+            unchanged('nbdev-clean', clean, 'nbs/*.ipynb', 'reports/*.ipynb')]
     same = (root/'README.md').read_text() == readme()
-    print(f"README.md: {'is what nbs/index.ipynb makes' if same else 'DIFFERS from nbs/index.ipynb; run make readme'}", flush=True)
+    words = 'is what nbs/index.ipynb makes' if same else 'DIFFERS from nbs/index.ipynb; run make readme'
+    print(f'README.md: {words}', flush=True)
     return 0 if all(good) and same else 1
 
 

@@ -52,7 +52,8 @@ def test_files_decode_to_the_same_pixels_with_one_process_or_two(tmp_path):
     one, two = make(TINY, tmp_path/'one'), make(TINY, tmp_path/'two', workers=2)
     assert one.read_text() == two.read_text()
     assert clips(one).keys() == clips(two).keys()
-    for path, file in clips(one).items(): assert np.array_equal(actions._decode(file), actions._decode(clips(two)[path]))
+    others = clips(two)
+    for path, file in clips(one).items(): assert np.array_equal(actions._decode(file), actions._decode(others[path]))
     assert json.loads((one.parent/'card.json').read_text()) == json.loads((two.parent/'card.json').read_text())
 
 def test_manifest(tmp_path):

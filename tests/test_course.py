@@ -1,5 +1,7 @@
 """The course: every notebook is on the front page, ends in exercises, and links of the glossary lead to a section"""
-import csv, json, re
+import csv
+import json
+import re
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -11,8 +13,22 @@ nbs = {p.stem: p for p in sorted(root.glob('nbs/[0-9]*.ipynb'))}
 glossary = '90_glossary'
 
 
-def markdown(path): return [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'markdown']
-def headings(path): return {m[1].strip().replace(' ', '-') for text in markdown(path) for m in re.finditer(r'^#{1,4} (.+)$', text, re.M)}
+def cells(path): return json.loads(path.read_text())['cells']
+
+
+def markdown(path): return [''.join(c['source']) for c in cells(path) if c['cell_type'] == 'markdown']
+
+
+def markdown_outputs(path):
+    "Pairs of a cell's source and the Markdown that it shows"
+    pairs = [(''.join(c['source']), o.get('data', {})) for c in cells(path) for o in c.get('outputs', [])]
+    return [(source, ''.join(data['text/markdown'])) for source, data in pairs if 'text/markdown' in data]
+
+
+def headings(path):
+    matches = [m for text in markdown(path) for m in re.finditer(r'^#{1,4} (.+)$', text, re.M)]
+    names = {m[1].strip().replace(' ', '-') for m in matches}
+    return names | {name.lower() for name in names}
 
 
 @pytest.mark.parametrize('name', [n for n in nbs if n != glossary])
@@ -31,17 +47,15 @@ def test_a_notebook_has_at_most_80_cells(name):
 @pytest.mark.parametrize('name', [*nbs, 'index'])
 def test_links_between_notebooks_lead_to_a_section(name):
     path = root/'nbs'/f'{name}.ipynb'
-    outputs = [''.join(o['data']['text/markdown']) for c in json.loads(path.read_text())['cells'] for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})]
-    for text in markdown(path) + outputs:
+    for text in markdown(path) + [text for _, text in markdown_outputs(path)]:
         for file, anchor in re.findall(r'\]\((\w*(?:\.ipynb)?)(?:#([^)]+))?\)', text):
             target = root/'nbs'/file if file else path
             assert target.exists(), f'{name}: {file}'
-            assert not anchor or unquote(anchor) in headings(target) | {h.lower() for h in headings(target)}, f'{name}: {file}#{anchor}'
+            assert not anchor or unquote(anchor) in headings(target), f'{name}: {file}#{anchor}'
 
 
 def test_the_front_page_shows_what_is_there():
-    cells = json.loads((root/'nbs/index.ipynb').read_text())['cells']
-    shown = {''.join(c['source']).splitlines()[-1]: ''.join(o['data']['text/markdown']) for c in cells for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})}
+    shown = {source.splitlines()[-1]: text for source, text in markdown_outputs(root/'nbs/index.ipynb')}
     assert shown == tables(), 'run: python -m tools.course && make readme'
     assert sorted(name for part in COURSE.values() for name in part) == sorted(nbs)
 

@@ -1,10 +1,24 @@
 """Attention in parts, and encoders of which a few tokens are wanted: the same numbers and gradients, less work"""
-import pytest, torch
+import re
+
+import pytest
+import torch
+
 from jepa.core import generator, seeded
 from jepa.encoder import Encoder, _InParts, _two_products, attend, encoder_config, fused_is_faster, gather_tokens
 from torch.utils.flop_counter import FlopCounterMode
 
 SMALL = dict(num_frames=4, height=32, width=32, patch_size=8)
+
+
+@pytest.mark.parametrize('wrong, interval', [
+    (dict(num_frames=0), '[1, 100000]'), (dict(height=-16), '[1, 100000]'), (dict(patch_size=0), '[1, 10000]'),
+    (dict(depth=0), '[1, 10000]'), (dict(num_heads=0), '[1, 10000]'), (dict(mlp_ratio=0), '(0, 1000]'),
+    (dict(levels=(-1,)), '[0, 10000]')])
+def test_numbers_out_of_range_are_named_with_their_range(wrong, interval):
+    [name] = wrong
+    message = re.escape(f'EncoderConfig.{name} must lie in {interval}, not')
+    with pytest.raises(ValueError, match=message): encoder_config('toy', **wrong)
 
 
 def random_qkv(dtype, queries=300, keys=200, width=24, heads=23):

@@ -9,7 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa.core import generator
-from jepa.many import STRENGTHS, bags, choose_penalty, gap_map, one_large, pooled, some_classes, some_labels, three_ways, wide_recipe
+from jepa.many import (STRENGTHS, bags, choose_penalty, gap_map, one_large, pooled, some_classes, some_labels,
+                       three_ways, wide_recipe)
 from jepa.masks import Grid, sample_masks
 from jepa.predictor import PredictorConfig
 from jepa.probe import Features, fit_probe
@@ -41,8 +42,10 @@ def test_drawn_classes_keep_their_clips_and_names():
     x = clips(classes=6)
     few = some_classes(x, 3, seed=1)
     assert len(few.classes) == 3 and np.bincount(few.labels).tolist() == [12]*3
-    for label, name in enumerate(few.classes): assert np.array_equal(few.tokens[few.labels == label], x.tokens[x.labels == x.classes.index(name)])
-    assert some_classes(x, 3, seed=1).classes == few.classes and len({tuple(some_classes(x, 3, seed=s).classes) for s in range(9)}) > 1
+    for label, name in enumerate(few.classes):
+        assert np.array_equal(few.tokens[few.labels == label], x.tokens[x.labels == x.classes.index(name)])
+    assert some_classes(x, 3, seed=1).classes == few.classes
+    assert len({tuple(some_classes(x, 3, seed=s).classes) for s in range(9)}) > 1
     with pytest.raises(ValueError, match='have 6'): some_classes(x, 7)
 
 
@@ -73,22 +76,26 @@ def test_of_penalties_that_answer_equally_well_the_strongest_is_chosen():
 
 
 def test_the_map_has_a_number_in_every_cell_and_a_frame_off_zero():
-    table = pd.DataFrame([dict(r=r, c=c, points=p, low=p - 1, high=p + 1) for (r, c), p in zip([(0, 0), (0, 1), (1, 0), (1, 1)], (-3., -.5, .5, 3.))])
+    points = {(0, 0): -3., (0, 1): -.5, (1, 0): .5, (1, 1): 3.}
+    table = pd.DataFrame([dict(r=r, c=c, points=p, low=p - 1, high=p + 1) for (r, c), p in points.items()])
     fig, ax = plt.subplots()
     gap_map(ax, table, 'r', 'c', limit=3)
-    assert [t.get_text() for t in ax.texts] == ['-3.0\n±1.0', '-0.5\n±1.0', '+0.5\n±1.0', '+3.0\n±1.0'] and len(ax.patches) == 2
+    texts = [t.get_text() for t in ax.texts]
+    assert texts == ['-3.0\n±1.0', '-0.5\n±1.0', '+0.5\n±1.0', '+3.0\n±1.0'] and len(ax.patches) == 2
     plt.close(fig)
 
 
 def test_at_width_128_it_is_the_recipe_with_half_the_predictor():
-    assert wide_recipe(128, 5, 3, pixels=32) == recipe_config(5, 3, pixels=32, predictor=PredictorConfig(embed_dim=64, depth=2))
+    half = PredictorConfig(embed_dim=64, depth=2)
+    assert wide_recipe(128, 5, 3, pixels=32) == recipe_config(5, 3, pixels=32, predictor=half)
 
 
 def test_cost_counts_what_is_there():
     config = wide_recipe(32, pixels=32)
     cost, jepa = training_cost(config), new_jepa(config).train()
     assert cost['encoder'] == sum(p.numel() for p in jepa.encoder.parameters())
-    with FlopCounterMode(display=False) as counter: jepa(torch.zeros(3, 3, 8, 32, 32), sample_masks(config.masks, config.encoder.grid, 3, generator(0))).loss.backward()
+    masks = sample_masks(config.masks, config.encoder.grid, 3, generator(0))
+    with FlopCounterMode(display=False) as counter: jepa(torch.zeros(3, 3, 8, 32, 32), masks).loss.backward()
     assert counter.get_total_flops() == 3*cost['flops'] # every product has the batch as a factor
     D, N, P = 32, 64, 2*3*8*8
     forward = 2*N*P*D + 4*(2*N*12*D*D + 4*N*N*D) # patches; four blocks: matrices and attention
@@ -111,14 +118,18 @@ TINY = dict(train=8, val=4, members=2, epochs=1, batch_size=8, seeds=2)
 
 @pytest.mark.slow
 def test_both_reports_from_videos_to_a_page(place):
-    for name, params in {'beyond_when_ensembles_win': dict(TINY, widths=[32], classes=[2, 4], labels=[4, 8], draws=1), 'beyond_size_for_size': dict(TINY, labels=[4, 8])}.items():
+    trials = dict(beyond_when_ensembles_win=dict(TINY, widths=[32], classes=[2, 4], labels=[4, 8], draws=1),
+                  beyond_size_for_size=dict(TINY, labels=[4, 8]))
+    for name, params in trials.items():
         [outcome] = run_reports([name], 'quick', params, progress=False)
         assert outcome.status == 'made', f'{name}: {outcome.why}'
         record = json.loads((place/f'results/quick/{name}.json').read_text())
         assert record['finding'] and {c['name'] for c in record['checks']} >= set(catalogue()[name].checks)
-        for made in record['figures'] + record['tables']: assert (place/'results/quick'/made['file']).stat().st_size > 50
+        for made in record['figures'] + record['tables']:
+            assert (place/'results/quick'/made['file']).stat().st_size > 50
     cells = pd.read_csv(place/'results/quick/beyond_when_ensembles_win/cells.csv')
-    assert len(cells) == 2*2*1*2*2 and set(cells.encoder) == {'pretrained', 'untrained'} and {'parts_low', 'bagging_high', 'n', 'chance'} <= set(cells.columns)
+    assert len(cells) == 2*2*1*2*2 and set(cells.encoder) == {'pretrained', 'untrained'}
+    assert {'parts_low', 'bagging_high', 'n', 'chance'} <= set(cells.columns)
     sizes = pd.read_csv(place/'results/quick/beyond_size_for_size/sizes.csv').set_index('quantity')
     assert sizes['small / large']['encoder_parameters'] == pytest.approx(1, abs=.01)
     runs = list((place/'runs').iterdir())

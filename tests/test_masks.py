@@ -1,5 +1,7 @@
 """Masks: context and target never meet, never are empty, and have the published sizes"""
-import json, math
+import json
+import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,21 @@ def test_a_single_clip_loses_no_token(grid, seed):
     configs = [RandomTube(), RandomTokens(), Future(tubelets=(1, 1)), MultiBlock()]
     for pair in sample_masks(configs, grid, 1, generator(seed)):
         assert sorted(pair.context_ids[0].tolist() + pair.target_ids[0].tolist()) == list(range(grid.tokens))
+
+
+@pytest.mark.parametrize('kind, wrong, words', [
+    (MultiBlock, dict(spatial_scale=(0, 0)), 'MultiBlock.spatial_scale must lie in (0, 1], not (0.0, 0.0)'),
+    (MultiBlock, dict(spatial_scale=(.5, 2)), 'MultiBlock.spatial_scale must lie in (0, 1], not (0.5, 2.0)'),
+    (MultiBlock, dict(spatial_scale=(.7, .2)),
+     'MultiBlock.spatial_scale is (0.7, 0.2): the smaller number comes first'),
+    (MultiBlock, dict(num_blocks=0), 'MultiBlock.num_blocks must lie in [1, 10000], not 0'),
+    (MultiBlock, dict(max_keep=0), 'MultiBlock.max_keep must lie in [1, inf), not 0'),
+    (MultiBlock, dict(max_temporal_keep=float('nan')), 'MultiBlock.max_temporal_keep must lie in (0, 1], not nan'),
+    (RandomTube, dict(ratio=1.), 'RandomTube.ratio must lie in (0, 1), not 1.0'),
+    (RandomTokens, dict(ratio=-.1), 'RandomTokens.ratio must lie in (0, 1), not -0.1'),
+    (Future, dict(tubelets=(0, 2)), 'Future.tubelets must lie in [1, inf), not (0, 2)')])
+def test_numbers_out_of_range_are_named_with_their_range(kind, wrong, words):
+    with pytest.raises(ValueError, match=re.escape(words)): kind(**wrong)
 
 
 def test_max_keep_cuts_the_context():

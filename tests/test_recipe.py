@@ -16,14 +16,18 @@ def test_every_variant_takes_a_step(name):
     config = recipe_config(1, batch_size=2, **VARIANTS[name])
     jepa, clip = new_jepa(config).train(), torch.randn(2, 3, 8, 48, 48, generator=generator(0, 'clip'))
     before = jepa.encoder.blocks[0].attn.qkv.weight.clone()
-    result = train_step(jepa, make_optimizer(jepa), clip, sample_masks(config.masks, config.encoder.grid, 2, generator(0)), config.plan(10).at(5))
+    masks = sample_masks(config.masks, config.encoder.grid, 2, generator(0))
+    result = train_step(jepa, make_optimizer(jepa), clip, masks, config.plan(10).at(5))
     assert result.finite and not torch.equal(before, jepa.encoder.blocks[0].attn.qkv.weight)
 
 
 def test_each_variant_but_the_last_leaves_the_recipe_in_one_thing():
-    assert VARIANTS['the recipe'] == {} and all(len(v) == 1 for name, v in VARIANTS.items() if name not in ('the recipe', "V-JEPA's: all six"))
+    others = {name: v for name, v in VARIANTS.items() if name not in ('the recipe', "V-JEPA's: all six")}
+    assert VARIANTS['the recipe'] == {} and all(len(v) == 1 for v in others.values())
     published = recipe_config(1, **VARIANTS["V-JEPA's: all six"])
-    assert published.objective == Objective() and published.loss_exp == 1 and not published.whiten and published.encoder.positions == 'sincos' and len(published.masks) == 2 and published.predictor.embed_dim < published.encoder.embed_dim
+    assert published.objective == Objective() and published.loss_exp == 1 and not published.whiten
+    assert published.encoder.positions == 'sincos' and len(published.masks) == 2
+    assert published.predictor.embed_dim < published.encoder.embed_dim
 
 
 def test_whitened_patches_are_uncorrelated_and_of_equal_variance():
@@ -36,9 +40,12 @@ def test_whitened_patches_are_uncorrelated_and_of_equal_variance():
 
 
 def test_the_untrained_control_starts_where_training_does(place):
-    manifest = read_manifest(make_actions(ActionsConfig(classes=('move_right', 'move_left'), train=6, val=0, size=48, num_frames=16, level='easy'), progress=False, workers=1))
-    run = pretrain(recipe_config(1, batch_size=4, lr=0., start_lr=0., weight_decay=0., final_weight_decay=0.), manifest, progress=False)
-    for a, b in zip(run.untrained().encoder.state_dict().values(), run.model().encoder.state_dict().values()): assert torch.equal(a, b) # at a learning rate of zero
+    actions = ActionsConfig(classes=('move_right', 'move_left'), train=6, val=0, size=48, num_frames=16, level='easy')
+    manifest = read_manifest(make_actions(actions, progress=False, workers=1))
+    still = dict(lr=0., start_lr=0., weight_decay=0., final_weight_decay=0.)
+    run = pretrain(recipe_config(1, batch_size=4, **still), manifest, progress=False)
+    before, after = run.untrained().encoder.state_dict(), run.model().encoder.state_dict()
+    for a, b in zip(before.values(), after.values()): assert torch.equal(a, b) # at a learning rate of zero
 
 
 def test_an_interval_over_seeds_is_students():
@@ -59,4 +66,6 @@ def test_the_search_puts_the_time_of_a_step_into_its_table(tmp_path):
     pd.DataFrame(dict(name=['the start', 'batch 8', 'the start'], epoch=[0, 0, 1])).to_csv(out, index=False)
     clock(out, say=lambda text: None)
     table = pd.read_csv(out)
-    assert list(table.name) == ['the start', 'batch 8', 'the start'] and (table.step_seconds > 0).all() and table.step_seconds[0] == table.step_seconds[2]
+    seconds = table.step_seconds
+    assert list(table.name) == ['the start', 'batch 8', 'the start']
+    assert (seconds > 0).all() and seconds[0] == seconds[2]

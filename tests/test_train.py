@@ -2,12 +2,15 @@
 import json
 import os
 import platform
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -16,15 +19,18 @@ import torch
 
 import jepa.train
 from jepa.actions import ActionsConfig, make_actions
-from jepa.data import read_manifest
+from jepa.data import loader, read_manifest
 from jepa.encoder import encoder_config
 from jepa.masks import Future, MultiBlock, sample_masks
 from jepa.core import generator
-from jepa.objective import Jepa
+from jepa.objective import Jepa, Objective
+from jepa.shards import write_shards
 from jepa.predictor import PredictorConfig
 from jepa.checkpoint import load_checkpoint
-from jepa.train import Run, TrainConfig, make_optimizer, pretrain, run_folder, train_config, train_step
+from jepa.train import (Run, TrainConfig, make_optimizer, own_part, pretrain, run_folder, train_config,
+                        train_step)
 from jepa._lock import locked
+from jepa._run import write_checkpoint
 
 CONFIG = train_config('toy', num_frames=4, stride=4, pixels=32, patch_size=8,
                       predictor=PredictorConfig(embed_dim=24, depth=2), masks=(MultiBlock(), Future(tubelets=(1, 1))),
@@ -33,7 +39,7 @@ SHORT = CONFIG.replace(epochs=2)
 
 SCRIPT = '''
 import json, sys
-from jepa.data import read_manifest
+from jepa.data import loader, read_manifest
 from jepa.train import TrainConfig, pretrain
 config = TrainConfig.from_dict(json.loads(sys.argv[1]))
 pretrain(config, read_manifest(sys.argv[2]), folder=sys.argv[3], save_seconds=0, progress=False)
@@ -258,6 +264,34 @@ with locked({str(tmp_path/'.lock')!r}, 'works'):
     with locked(tmp_path/'.lock', 'works', wait=False): pass
 
 
+def test_a_repeated_run_writes_the_same_bytes(tmp_path, manifest):
+    config = SHORT.replace(objective=Objective('sigreg'), epochs=1) # draws directions in every step and every meter
+    runs = [pretrain(config, read_manifest(manifest), folder=tmp_path/name, progress=False) for name in 'ab']
+    for name in ('metrics.csv', 'meters.csv', 'config.json'):
+        a, b = ((run.folder/name).read_bytes() for run in runs)
+        assert a == b
+    assert 'seconds' not in runs[0].steps and len(runs[0].seconds) == 6
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_the_remedy(tmp_path, monkeypatch):
+    def full(*args): raise RuntimeError('[enforce fail at inline_container.cc:672] . unexpected pos 75712 vs 75600')
+    monkeypatch.setattr(torch, 'save', full)
+    with pytest.raises(OSError, match='checkpoint.pt cannot be written: .* MiB are free there: make room'):
+        write_checkpoint(tmp_path, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_read_each_clip_of_an_epoch_once_over_all_of_them(tmp_path, manifest):
+    shards = write_shards(read_manifest(manifest), tmp_path/'shards', progress=False)
+    clips = shards.clips(CONFIG.clip, CONFIG.augment, progress=False)
+    batches = loader(clips, 4, epoch=3, seed=0, shuffle=True, drop_last=True, workers=0)
+    ranks = [SimpleNamespace(num_processes=2, process_index=rank) for rank in range(2)]
+    parts = [list(own_part(batches, rank).batch_sampler) for rank in ranks]
+    for whole, a, b in zip(batches.batch_sampler, *parts): assert a + b == whole and len(a) == len(b) == 2
+    with pytest.raises(ValueError, match='choose a batch_size that 3 divides'):
+        own_part(batches, SimpleNamespace(num_processes=3, process_index=0))
+
+
 def test_too_many_steps_without_a_finite_loss_end_the_run(place, manifest):
     config = CONFIG.replace(lr=1e30, start_lr=1e30, epochs=2, max_skipped_steps=3)
     with pytest.raises(FloatingPointError, match='4 steps had no finite loss'):
@@ -291,6 +325,25 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='y.pt'): load_checkpoint(tmp_path/'y.pt')
 
 
+@pytest.mark.parametrize('wrong, interval', [
+    (dict(lr=-1), '[0, inf)'), (dict(lr=float('nan')), '[0, inf)'), (dict(weight_decay=float('inf')), '[0, inf)'),
+    (dict(ema=(5, 9)), '[0, 1]'), (dict(epochs=0), '[1, '), (dict(batch_size=-4), '[1, '),
+    (dict(stretch=.5), '[1, inf)'),
+    (dict(loss_exp=0), '(0, inf)')])
+def test_numbers_out_of_range_are_named_with_their_range(wrong, interval):
+    [name] = wrong
+    message = re.escape(f'TrainConfig.{name} must lie in {interval}') + '.*not'
+    with pytest.raises(ValueError, match=message): CONFIG.replace(**wrong)
+
+
+@pytest.mark.parametrize('make, words', [
+    (lambda: PredictorConfig(depth=0), 'PredictorConfig.depth must lie in [1, 10000], not 0'),
+    (lambda: Objective(weight=2.), 'Objective.weight must lie in [0, 1], not 2.0'),
+    (lambda: Objective(target_layers=0), 'Objective.target_layers must lie in [1, 10000], not 0')])
+def test_parts_of_a_configuration_have_ranges_too(make, words):
+    with pytest.raises(ValueError, match=re.escape(words)): make()
+
+
 def test_configuration_survives_json():
     assert TrainConfig.from_dict(json.loads(json.dumps(CONFIG.to_dict()))) == CONFIG
 
@@ -298,7 +351,10 @@ def test_configuration_survives_json():
 TWO = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
 
 
-@pytest.fixture
+LONGER = CONFIG.replace(epochs=6)
+
+
+@pytest.fixture(scope='module')
 def float32(place):
     "The environment of a command that computes in float32, without a GPU"
     settings = place/'float32.ini'
@@ -306,48 +362,62 @@ def float32(place):
     return {**os.environ, 'JEPA_SETTINGS': str(settings), 'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1'}
 
 
-def of_command_line(launcher, manifest, folder, config):
+def of_command_line(launcher, manifest, folder):
     "`jepa pretrain` with a configuration of its own"
     file = folder.with_name(f'{folder.name}.json')
-    file.write_text(json.dumps(config.to_dict()))
+    file.write_text(json.dumps(LONGER.to_dict()))
     return [sys.executable, *launcher, '-m', 'jepa.cli', 'pretrain', str(manifest),
             '--config', str(file), '--out', str(folder)]
 
 
-@pytest.mark.slow
-def test_two_processes_of_the_command_line_give_the_curve_of_one(place, manifest, float32):
-    for folder, launcher in [('one', []), ('two', TWO)]:
-        command = of_command_line(launcher, manifest, place/folder, SHORT)
-        done = subprocess.run(command, env=float32, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count('epoch 2: mean loss') == 1 # one of them speaks
-    one, two = (Run(place/name) for name in ('one', 'two'))
-    assert one.done and two.done and len(one.steps) == 12
-    assert np.allclose(one.steps.loss, two.steps.loss, rtol=1e-5)
-    assert np.allclose(one.epochs.loss, two.epochs.loss, rtol=1e-4)
+def finished(command, folder, env):
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count('epoch 6: mean loss') == 1 # one of them speaks
+    return Run(folder)
+
+
+@pytest.fixture(scope='module')
+def alone(place, manifest, float32): return finished(of_command_line([], manifest, place/'one'), place/'one', float32)
 
 
 @pytest.mark.slow
-def test_the_death_of_one_process_ends_both_and_the_same_command_goes_on(place, manifest, float32):
-    folder, config = place/'bereft', CONFIG.replace(epochs=8)
-    command = of_command_line(TWO, manifest, folder, config)
+def test_two_processes_of_the_command_line_give_the_curve_of_one(place, manifest, float32, alone):
+    two = finished(of_command_line(TWO, manifest, place/'two'), place/'two', float32)
+    assert alone.done and two.done and len(alone.steps) == 36
+    assert np.allclose(alone.steps.loss, two.steps.loss, rtol=1e-4)
+    assert np.allclose(alone.epochs.loss, two.epochs.loss, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_launchers_on_two_addresses_give_the_curve_of_one(place, manifest, float32, alone):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    machines = []
+    for rank in '01':
+        launcher = ['-m', 'torch.distributed.run', '--nnodes', '2', '--nproc_per_node', '1', '--node_rank', rank,
+                    '--master_addr', '127.0.0.1', '--master_port', port, '--local_addr', f'127.0.0.{int(rank) + 1}']
+        command = of_command_line(launcher, manifest, place/'apart')
+        machines.append(subprocess.Popen(command, env=float32, stderr=subprocess.PIPE, text=True))
+    for machine in machines:
+        message = machine.communicate(timeout=300)[1]
+        assert machine.returncode == 0, message[-2000:]
+    assert np.allclose(Run(place/'apart').steps.loss, alone.steps.loss, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_death_of_one_process_ends_both_and_the_same_command_goes_on(place, manifest, float32, alone):
+    folder = place/'bereft'
+    command = of_command_line(TWO, manifest, folder)
     launcher = subprocess.Popen(command, env=float32, stderr=subprocess.PIPE, text=True)
     while not (folder/'metrics.csv').exists() and launcher.poll() is None: time.sleep(.05)
-    workers = [p for p in psutil.Process(launcher.pid).children() if p.environ().get('RANK') == '1']
-    workers[0].kill()
-    said = launcher.communicate(timeout=60)[1]
-    assert launcher.returncode != 0 and 'SIGKILL' in said and not Run(folder).done
-    steps = len(Run(folder).steps)
-    done = subprocess.run(command, env=float32, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    alone = pretrain_apart(manifest, place/'alone', config, float32)
-    assert 0 < steps < 48 == len(Run(folder).steps)
-    assert np.allclose(Run(folder).steps.loss, alone.steps.loss, rtol=1e-4)
-
-
-def pretrain_apart(manifest, folder, config, env):
-    subprocess.run(of_command_line([], manifest, folder, config), env=env, check=True, capture_output=True, timeout=300)
-    return Run(folder)
+    [second] = [p for p in psutil.Process(launcher.pid).children() if p.environ().get('RANK') == '1']
+    second.kill()
+    message = launcher.communicate(timeout=60)[1]
+    assert launcher.returncode != 0 and 'SIGKILL' in message
+    assert not Run(folder).done and 0 < len(Run(folder).steps) < 36
+    assert np.allclose(finished(command, folder, float32).steps.loss, alone.steps.loss, rtol=1e-4)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')

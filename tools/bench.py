@@ -1,8 +1,11 @@
-"""`make bench`: what a training step, decoding and the cache cost on this machine. Medians of interleaved repeats in one run."""
-import statistics, tempfile
+"""`make bench`: what a training step, decoding and the cache cost on this machine. Medians of interleaved repeats."""
+import statistics
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
-import numpy as np, psutil, torch
+import numpy as np
+import psutil
+import torch
 from jepa.actions import ActionsConfig, make_actions
 from jepa.core import generator, load_settings, machine, seeded
 from jepa.data import Augment, Clips, build_cache, loader, read_manifest
@@ -61,28 +64,34 @@ def bench_probe(m, repeats=3, clips=320):
     encoding = statistics.median(seconds_of(encode, m.device) for _ in range(repeats))
     tokens = torch.randn(clips, 1, e.grid.tokens, e.embed_dim, generator=generator(0, 'bench tokens')).half().numpy()
     x = Features(tokens, np.arange(clips) % 4, list('abcd'))
-    fit = lambda epochs: seconds_of(lambda: fit_probe(ProbeConfig('linear', epochs=epochs, batch_size=10), x, progress=False), m.device)
+    def fit(epochs):
+        config = ProbeConfig('linear', epochs=epochs, batch_size=10)
+        return seconds_of(lambda: fit_probe(config, x, progress=False), m.device)
     later = statistics.median(fit(3) - fit(1) for _ in range(repeats))/2
     return encoding*clips/10, later, clips
 
 
 def moving(folder, per_class):
     "Videos of two motions, 64 frames of 256x256"
-    return read_manifest(make_actions(ActionsConfig(classes=('move_right', 'orbit_left'), train=per_class, val=0, size=256, num_frames=64), folder, progress=False))
+    config = ActionsConfig(classes=('move_right', 'orbit_left'), train=per_class, val=0, size=256, num_frames=64)
+    return read_manifest(make_actions(config, folder, progress=False))
 
 
 def bench_infer(m, repeats=3):
     "Clips per second of `jepa infer`, decoding included, and of its encoder and probe alone on ready batches"
     config = encoder_config('tiny')
-    with seeded(0, 'bench'): model = Classifier(Encoder(config), make_head(ProbeConfig(), config.embed_dim, config.num_heads, 400), map(str, range(400)))
+    with seeded(0, 'bench'):
+        head = make_head(ProbeConfig(), config.embed_dim, config.num_heads, 400)
+        model = Classifier(Encoder(config), head, map(str, range(400)))
     clip = model.clip(segments=2, views=1)
     batch = torch.randn(8, 3, config.num_frames, config.height, config.width, generator=generator(0, 'bench'))
     with tempfile.TemporaryDirectory() as folder:
         moving(folder, 10)
         files = sorted(Path(folder).rglob('*.mp4'))
         def infer():
-            found = [answer for _, answer, _ in classify(model, files, clip)]
-            if any(isinstance(answer, VideoError) for answer in found) or len(found) != 20: raise RuntimeError(f'{len(found)} answers, of which some are not: {found}')
+            answers = [answer for _, answer, _ in classify(model, files, clip)]
+            bad = [a for a in answers if isinstance(a, VideoError)]
+            if bad or len(answers) != 20: raise RuntimeError(f'{len(answers)} answers, errors: {bad}')
         work = dict(alone=lambda: [model(batch) for _ in range(5)], infer=infer)
         work['alone']()
         seconds = {name: [] for name in work}
@@ -96,7 +105,8 @@ def bench_clips(config=TrainConfig(), repeats=3, per_class=12):
     with tempfile.TemporaryDirectory() as folder:
         manifest = moving(folder, per_class)
         cache = build_cache(manifest, config.clip, folder=folder, progress=False)
-        ways = {'cache': Clips(manifest, config.clip, config.augment, cache=cache), 'mp4': Clips(manifest, config.clip, config.augment)}
+        caches = dict(cache=cache, mp4=None)
+        ways = {name: Clips(manifest, config.clip, config.augment, cache=c) for name, c in caches.items()}
         rates = {name: [] for name in ways}
         for r in range(repeats):
             for name, clips in ways.items():
@@ -110,27 +120,35 @@ def bench(repeats=3, say=print):
     "Measure and print"
     m, busy = machine(), psutil.cpu_percent(1)
     if busy > 20: say(f'other programs use {busy:.0f} % of the processor: these times will be too long')
-    say(f'{m.device}, {m.precision}, {m.threads} threads ({m.why["precision"]}); medians of {repeats} interleaved repeats')
+    say(f'{m.device}, {m.precision}, {m.threads} threads ({m.why["precision"]}); medians of {repeats} repeats')
     seconds, flops, memory, dtype = bench_step(m, TrainConfig(), 4, repeats)
     ceilings = {d: matmul_ceiling(m.device, d) for d in (dtype, torch.float32)}
     ours, plain = seconds.values()
-    say(f'training step of nano-JEPA (ViT-T/16, 16x224x224, batch 4, both masks, predictor 12x384): {flops/1e12:.2f} TFLOP')
+    say('training step of nano-JEPA (ViT-T/16, 16x224x224, batch 4, both masks, predictor 12x384): '
+        f'{flops/1e12:.2f} TFLOP')
     say(f'  {ours:7.2f} s   ours')
     say(f'  {plain:7.2f} s   float32, fused attention: ours is {plain/ours:.1f} times as fast')
     for (name, s), d in zip(seconds.items(), ceilings):
-        say(f'  {flops/s/1e9:7.0f} GFLOP/s {name}: {100*flops/s/ceilings[d]:.0f} % of the measured {str(d).removeprefix("torch.")} matmul ceiling ({ceilings[d]/1e9:.0f} GFLOP/s)')
+        kind, share = str(d).removeprefix('torch.'), 100*flops/s/ceilings[d]
+        say(f'  {flops/s/1e9:7.0f} GFLOP/s {name}: {share:.0f} % of the measured {kind} matmul ceiling '
+            f'({ceilings[d]/1e9:.0f} GFLOP/s)')
     say(f'  {memory:7.2f} GiB peak memory of our step, with everything loaded')
     say('training step of pico-JEPA (8x224x224, width 192, depth 8, batch 10):')
     for form in ('described', 'published'):
         pico, n, _, _ = bench_step(m, pico_config(form), 10, repeats)
-        say(f"  {pico['ours']:7.2f} s   as {form}, {n/1e12:.2f} TFLOP; float32, fused attention: {pico['float32, fused attention']:.2f} s")
+        fused = pico['float32, fused attention']
+        say(f"  {pico['ours']:7.2f} s   as {form}, {n/1e12:.2f} TFLOP; float32, fused attention: {fused:.2f} s")
     first, later, n = bench_probe(m, repeats)
-    say(f'  {first:7.2f} s   first epoch of a classifier on {n} clips; {later:.3f} s each after that: {100*later/first:.2f} %')
+    say(f'  {first:7.2f} s   first epoch of a classifier on {n} clips; {later:.3f} s each after that: '
+        f'{100*later/first:.2f} %')
     rates = bench_clips(repeats=repeats)
-    say(f'clips of 16 frames, 224x224, cropped and normalised; {load_settings().decoder} decoder, {m.workers} processes:')
+    decoder = load_settings().decoder
+    say(f'clips of 16 frames, 224x224, cropped and normalised; {decoder} decoder, {m.workers} processes:')
     say(f"  {rates['mp4']:7.1f} clips/s from mp4\n  {rates['cache']:7.1f} clips/s from the cache")
     infer = bench_infer(m, repeats)
-    say(f"jepa infer, ViT-T/16: {infer['infer']:.2f} clips/s from mp4, {100*infer['infer']/infer['alone']:.0f} % of what encoder and probe reach on ready batches ({infer['alone']:.2f})")
+    share = 100*infer['infer']/infer['alone']
+    say(f"jepa infer, ViT-T/16: {infer['infer']:.2f} clips/s from mp4, {share:.0f} % of what encoder and probe reach "
+        f"on ready batches ({infer['alone']:.2f})")
 
 
 if __name__ == '__main__':

@@ -1,5 +1,9 @@
-"""The tables of the front page: notebooks as a course, and reports. What is in them is read from the repository: exercises, measured times, reports.toml. `python -m tools.course` stores them anew in nbs/index.ipynb."""
-import json, re
+"""The tables of the front page: notebooks as a course, and reports.
+
+What is in them is read from the repository: exercises, measured times, reports.toml.
+`python -m tools.course` stores them anew in nbs/index.ipynb."""
+import json
+import re
 from pathlib import Path
 
 from IPython.display import Markdown
@@ -45,6 +49,10 @@ COURSE = {
         '42_vjepa': 'How do nano-JEPA and V-JEPA 2 differ from V-JEPA, field by field?',
         '43_recipe': 'Which recipe learns motion on a laptop, and what does each of its parts do?',
         '44_many': 'When do several small models beat a large one?',
+        '45_nano_tables': 'What do the reports on nano-JEPA compute?',
+        '46_pico_tables': 'What do the reports on pico-JEPA compute?',
+        '47_ensemble_tables': 'What do the reports on ensembles compute?',
+        '48_beyond_tables': 'What do the reports on the recipe and on many networks compute?',
     },
     'reports': {
         '49_freshness': 'Would a stored result come out the same today?',
@@ -70,7 +78,9 @@ def course() -> Markdown:
     for part, notebooks in COURSE.items():
         for i, (name, question) in enumerate(notebooks.items()):
             n = exercises(name)
-            lines.append(f"| {'' if i else part} | [{name}]({name}.ipynb) | {question} | {f'[{n}]({name}.ipynb#Exercises)' if n else ''} | {measured[name]['seconds'] if name in measured else ''} |")
+            link, seconds = f'[{n}]({name}.ipynb#Exercises)' if n else '', measured.get(name, {}).get('seconds', '')
+            first = '' if i else part
+            lines.append(f'| {first} | [{name}]({name}.ipynb) | {question} | {link} | {seconds} |')
     return Markdown('\n'.join(lines))
 
 
@@ -79,7 +89,12 @@ def times() -> Markdown:
     rows, n = list(known().values()), sum(map(len, COURSE.values()))
     slowest = max(rows, key=lambda row: float(row['seconds']))
     machines = sorted({f"{row['threads']} of {row['cores']} processor cores" for row in rows})
-    return Markdown(f"{'All' if len(rows) == n else f'The {len(rows)} that were measured'} take {sum(float(row['seconds']) for row in rows)/60:.0f} minutes from top to bottom, the longest, {slowest['notebook']}, {slowest['seconds']} seconds; {'on' if len(machines) == 1 else 'measured at different times, on'} {' or '.join(machines)}, by `python -m tools.times`.")
+    which = 'All' if len(rows) == n else f'The {len(rows)} that were measured'
+    minutes = sum(float(row['seconds']) for row in rows)/60
+    when = 'on' if len(machines) == 1 else 'measured at different times, on'
+    longest = f"the longest, {slowest['notebook']}, {slowest['seconds']} seconds"
+    return Markdown(f'{which} take {minutes:.0f} minutes from top to bottom, {longest}; '
+                    f'{when} {" or ".join(machines)}, by `python -m tools.times`.')
 
 
 def reports() -> Markdown:
@@ -88,13 +103,42 @@ def reports() -> Markdown:
     lines = ['| report | makes | about |', '|---|---|---|']
     for name, spec in catalogue(root/'reports'/'reports.toml').items():
         makes = ', '.join(spec.makes)
-        lines.append(f"| [{name}](../reports/{spec.notebook}) | {makes if makes.startswith('beyond') else f'{spec.paper}, {makes}'} | {spec.title} |")
+        makes = makes if makes.startswith('beyond') else f'{spec.paper}, {makes}'
+        lines.append(f'| [{name}](../reports/{spec.notebook}) | {makes} | {spec.title} |')
     return Markdown('\n'.join(lines))
+
+
+FRONT = ('nano_fig1_pretraining', 'nano_tab2_videos', 'beyond_recipe', 'pico_tab2_accuracy')
+
+
+def findings() -> Markdown:
+    "What some reports found, in the standard tier: with the time behind each, and whether code has changed since"
+    from jepa.report import made_in, report_states
+    lines, states = [], {s.name: s for s in report_states('standard')}
+    for name in FRONT:
+        state = states[name]
+        record, title = state.provenance, f'[{state.spec.title}](../reports/{state.spec.notebook})'
+        if not record:
+            lines.append(f'- **{title}** was not made here yet.')
+            continue
+        old = ' Made by an earlier version of the code.' if state.status == 'stale' else ''
+        lines.append(f"- **{title}.** {record['finding']} *{made_in(record)}*{old}")
+    return Markdown('\n'.join(lines))
+
+
+def hours() -> Markdown:
+    "How long all results of the standard tier took, with the runs behind them"
+    from jepa.report import report_states, span
+    records = [s.provenance for s in report_states('standard') if s.provenance]
+    runs = {r['name']: r.get('seconds', 0) for record in records for r in record.get('runs', [])}
+    seconds = sum(r.get('run_seconds', r['seconds']) for r in records) + sum(runs.values())
+    return Markdown(f'The {len(records)} results of the standard tier took {span(seconds)} of computing in all, '
+                    'with the runs behind them where these are recorded.')
 
 
 def tables() -> dict: # the cell's call -> its Markdown
     "What the cells of the front page show"
-    return {f'{make.__name__}()': make().data for make in (course, times, reports)}
+    return {f'{make.__name__}()': make().data for make in (findings, hours, course, times, reports)}
 
 
 def store():

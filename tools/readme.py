@@ -1,5 +1,6 @@
-"""Make README.md from nbs/index.ipynb: markdown as it is, also where a cell makes it; code in fences, outputs as text. `python -m tools.readme`."""
-import posixpath, re
+"""Make README.md from nbs/index.ipynb: markdown as it is, code in fences, outputs as text. `python -m tools.readme`."""
+import posixpath
+import re
 from pathlib import Path
 from fastcore.nbio import read_nb
 from jepa.core import write_beside
@@ -10,13 +11,15 @@ root = Path(__file__).resolve().parents[1]
 def output_text(o):
     "One output of a cell as text; pictures are left to the notebook, and markdown is taken as it is"
     data = o.get('data', {})
-    return '' if 'image/png' in data or 'text/markdown' in data else ''.join(o.get('text') or data.get('text/plain', '')).rstrip()
+    if 'image/png' in data or 'text/markdown' in data: return ''
+    return ''.join(o.get('text') or data.get('text/plain', '')).rstrip()
 
 
 def links(text):
     "Links of a notebook in nbs/ as links of a file above it; GitHub writes the anchors of a page in small letters"
     text = re.sub(r'\]\((#[^)]+)\)', lambda m: f']({m[1].lower()})', text)
-    return re.sub(r'\]\((?![a-z]+:|#)([^)]+)\)', lambda m: f"]({posixpath.normpath(posixpath.join('nbs', m[1]))})", text)
+    def above(m): return f"]({posixpath.normpath(posixpath.join('nbs', m[1]))})"
+    return re.sub(r'\]\((?![a-z]+:|#)([^)]+)\)', above, text)
 
 
 def readme() -> str:
@@ -27,8 +30,10 @@ def readme() -> str:
         if cell.cell_type == 'markdown': parts.append(links(source))
         elif source and not re.match(r'#\|\s*hide', source):
             if not re.match(r'#\|\s*echo:\s*false', source): parts.append(f'```python\n{source}\n```')
-            parts += [links(''.join(o['data']['text/markdown'])) for o in cell.outputs if 'text/markdown' in o.get('data', {})]
-            if shown := '\n'.join(filter(None, map(output_text, cell.outputs))): parts.append(f'```\n{shown}\n```')
+            shown = [o.get('data', {}).get('text/markdown') for o in cell.outputs]
+            parts += [links(''.join(text)) for text in shown if text]
+            text = '\n'.join(filter(None, map(output_text, cell.outputs)))
+            if text: parts.append(f'```\n{text}\n```')
     return '\n\n'.join(p for p in parts if p) + '\n'
 
 

@@ -1,5 +1,10 @@
-"""How long every notebook takes from top to bottom: `python -m tools.times [NAME ...]` runs them where they lie, changes none, and keeps the seconds in data/notebook_seconds.csv."""
-import csv, sys, time
+"""How long every notebook takes from top to bottom.
+
+`python -m tools.times [NAME ...]` runs them where they lie, changes none, and keeps the seconds in
+data/notebook_seconds.csv."""
+import csv
+import sys
+import time
 from pathlib import Path
 
 from jepa.core import cores, machine, write_beside
@@ -18,19 +23,22 @@ def seconds(path) -> float:
     import nbformat
     from nbclient import NotebookClient
     start = time.perf_counter()
-    NotebookClient(nbformat.read(path, 4), timeout=900, kernel_name='python3', resources=dict(metadata=dict(path=str(path.parent)))).execute()
+    place = dict(metadata=dict(path=str(path.parent)))
+    NotebookClient(nbformat.read(path, 4), timeout=900, kernel_name='python3', resources=place).execute()
     return time.perf_counter() - start
 
 
 def measure(names=()):
     "Measure the notebooks that are named, or all"
     paths = sorted(p for p in (root/'nbs').glob('*.ipynb') if not names or p.stem in names)
-    if missing := set(names) - {p.stem for p in paths}: raise FileNotFoundError(f'no notebook {sorted(missing)[0]} in nbs')
+    missing = set(names) - {p.stem for p in paths}
+    if missing: raise FileNotFoundError(f'no notebook {sorted(missing)[0]} in nbs')
     for path in paths:
         row = dict(notebook=path.stem, seconds=f'{seconds(path):.0f}', threads=machine().threads, cores=cores())
         rows = {**known(), path.stem: row}
         with write_beside(table) as temporary, open(temporary, 'w', newline='') as f:
-            writer = csv.DictWriter(f, list(row), lineterminator='\n'); writer.writeheader()
+            writer = csv.DictWriter(f, list(row), lineterminator='\n')
+            writer.writeheader()
             writer.writerows(rows[name] for name in sorted(rows))
         print(path.stem, row['seconds'], 's', flush=True)
 
