@@ -25,8 +25,8 @@ REMEDIES = {
     errno.EEXIST: 'name another one', errno.ENOTEMPTY: 'name another one',
 }
 SHARED_MEMORY = 'enlarge it (docker: --shm-size 2g), or set workers = 0 in settings.ini'
-DAMAGED = {'JSONDecodeError', 'TOMLDecodeError', 'NotJSONError', 'ParserError', 'EmptyDataError', 'BadZipFile', 'ReadError',
-           'EOFError', 'UnpicklingError', 'SafetensorError'}
+DAMAGED = {'JSONDecodeError', 'TOMLDecodeError', 'NotJSONError', 'ParserError', 'EmptyDataError', 'BadZipFile',
+           'ReadError', 'EOFError', 'UnpicklingError', 'SafetensorError'}
 NAMES = ('temporary', 'path', 'file', 'filename', 'self', 'folder', 'destination', 'out', 'f', 'fp')
 
 
@@ -36,7 +36,7 @@ def final_name(path) -> str:
 
 
 def path_of(error) -> str:
-    "The file that an error is about; if it names none, the one that the innermost function worked on; '' if there is none"
+    "The file that an error is about, or that the innermost function worked on; '' if there is none"
     for name in (getattr(error, 'filename2', None), getattr(error, 'filename', None)):
         if isinstance(name, (str, bytes, os.PathLike)) and name: return final_name(os.fsdecode(name))
     for frame in reversed([frame for frame, _ in traceback.walk_tb(error.__traceback__)]):
@@ -85,8 +85,9 @@ def of_a_file(error) -> str:
         return f"{path or 'a file'} is not text in UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8"
     if isinstance(error, UnicodeEncodeError):
         return f"{ascii(error.object)}: a name that is no text in {error.encoding}; rename the file"
-    if type(error).__name__ in DAMAGED and path and Path(path).name not in str(error):
-        return f'{path} is damaged or empty ({first_line(error)}); remove it, and the command that wrote it makes it again'
+    if type(error).__name__ in DAMAGED and path and path not in str(error):
+        reason = f'{path} is damaged or empty ({first_line(error)})'
+        return f'{reason}; remove it, and the command that wrote it makes it again'
     return ''
 
 
@@ -99,7 +100,8 @@ def explain(error) -> str:
     if text := of_the_machine(error) or of_a_file(error): return one_line(text)
     mistakes = (KeyError, ValueError, TypeError, FloatingPointError, OSError)
     if not isinstance(error, mistakes) and not type(error).__module__.startswith('jepa.'): return ''
-    return one_line(str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error) or type(error).__name__)
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return one_line(text or type(error).__name__)
 
 
 def one_line(text) -> str:

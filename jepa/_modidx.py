@@ -1441,6 +1441,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'jepa.view.dead_dimensions': ('view.html#dead_dimensions', 'jepa/view.py'),
                            'jepa.view.footage': ('view.html#footage', 'jepa/view.py'),
                            'jepa.view.jump': ('view.html#jump', 'jepa/view.py'),
+                           'jepa.view.literal': ('view.html#literal', 'jepa/view.py'),
                            'jepa.view.moving': ('view.html#moving', 'jepa/view.py'),
                            'jepa.view.neighbours': ('view.html#neighbours', 'jepa/view.py'),
                            'jepa.view.open_model': ('view.html#open_model', 'jepa/view.py'),

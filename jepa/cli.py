@@ -95,7 +95,7 @@ def _end(error):
     text = '' if os.environ.get('JEPA_TRACEBACK') else explain(error)
     if not text: raise error
     rank = process_rank()
-    if rank: time.sleep(5) # most mistakes are of all processes: the first one tells, and its end ends the others
+    if rank: time.sleep(20) # most mistakes are of all processes: the first one tells, and its end ends the others
     typer.echo('jepa: ' + f'process {rank}: '*bool(rank) + text, err=True)
     raise typer.Exit(2) from None
 
@@ -453,12 +453,13 @@ def draw_confusions(results:dict): # a figure
     import matplotlib.pyplot as plt
     from jepa.core import style
     from jepa.probe import plot_confusion
+    from jepa.view import literal
     style()
     n = len(next(iter(results.values())).classes)
     fig, axes = plt.subplots(1, len(results), figsize=(len(results)*(0.35*n + 2.5), 0.35*n + 1.8), layout='constrained')
     for ax, (name, e) in zip(axes, results.items()): plot_confusion(e, f'{name}: {e.right} of {e.n}', ax)
     plt.close(fig)
-    return fig
+    return literal(fig)
 
 # %% ../nbs/51_cli.ipynb #657dc407
 def write_probe(
@@ -575,8 +576,10 @@ def draw_sheet(results, root:Path, sheet:Path):
     "Frames and answers of some videos as a PNG file"
     from jepa.core import style, write_beside
     from jepa.infer import contact_sheet
+    from jepa.view import literal
     style()
-    with write_beside(sheet) as temporary: contact_sheet(results, root).savefig(temporary, format='png', dpi=110)
+    figure = literal(contact_sheet(results, root))
+    with write_beside(sheet) as temporary: figure.savefig(temporary, format='png', dpi=110)
 
 # %% ../nbs/51_cli.ipynb #3fa6b5b2
 @command(app, epilog='Exit status: 0 all answered, 3 some skipped (skipped.csv), 2 a mistake, 130 interrupted.')

@@ -1,9 +1,10 @@
 """The command line: help for a newcomer, one clear line for a mistake, exit statuses that scripts can trust."""
-import json, os, subprocess, sys
+import errno, json, os, re, subprocess, sys
 from pathlib import Path
 import nbformat, pandas as pd, pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from typer.testing import CliRunner
+from jepa._messages import explain
 from jepa.cli import app, option_changes, parameters, with_changes
 
 cli = CliRunner()
@@ -190,3 +191,150 @@ def test_mistakes_of_pretrain_and_probe(place, words, hint):
     table.assign(label=-1, class_name='').to_csv(videos.parent/'unlabelled.csv', index=False)
     paths = dict(VIDEOS=videos, RUN=run, TRAIN=videos.parent/'train.csv', UNLABELLED=videos.parent/'unlabelled.csv')
     assert hint in one_line(cli.invoke(app, [str(paths.get(w, w)) for w in words.split()]))
+
+
+def explained(work, *inputs):
+    "What a command would say of the error that `work` raises"
+    try: work(*inputs)
+    except Exception as e: return explain(e)
+
+
+def write_torch(path):
+    import torch
+    torch.save(dict(a=torch.zeros(10**6)), path)
+
+
+def write_safetensors(path):
+    import torch
+    from safetensors.torch import save_file
+    save_file(dict(a=torch.zeros(10**6)), path)
+
+
+def write_text(path):
+    with open(path, 'w') as file: file.write('x'*10**6)
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='there is no /dev/full')
+@pytest.mark.parametrize('write', [write_text, write_torch])
+def test_a_full_disk_names_the_file_and_the_remedy(write):
+    assert re.fullmatch(r'/dev/full: No space left on device \(.* MiB free\); make room, or write elsewhere.*',
+                        explained(write, Path('/dev/full')))
+
+
+@pytest.mark.parametrize('write', [write_text, write_safetensors])
+def test_a_name_that_is_too_long(write, tmp_path):
+    said = explained(write, tmp_path/('x'*300))
+    assert str(tmp_path) in said and 'File name too long; a file system takes names of 255 bytes' in said
+
+
+@pytest.mark.parametrize('error, hint', [
+    (OSError(errno.EROFS, '', '/x/.run.csv.123.tmp'), '/x/run.csv: Read-only file system; write elsewhere'),
+    (PermissionError(errno.EACCES, '', '/data/x'), '/data/x: Permission denied; change its permissions'),
+    (OSError(errno.EMFILE, '', 'a.mp4'), 'a.mp4: Too many open files; raise the limit (ulimit -n'),
+    (RuntimeError('unable to write to file </torch_7_8_0>: No space left on device (28)'), '/dev/shm is too small'),
+    (RuntimeError('DataLoader worker (pid(s) 7) exited unexpectedly'), 'lower workers in settings.ini'),
+    (MemoryError(), 'memory is full; lower --batch-size'),
+    (OSError('Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n'
+             'OSError: x.mp4: torn'), 'x.mp4: torn'),
+    (BlockingIOError('process 7 trains in runs/x'), 'process 7 trains in runs/x'),
+    (UnicodeEncodeError('utf-8', 'a\udcff.mp4', 1, 2, ''), r"'a\udcff.mp4': a name that is no text in utf-8"),
+    (KeyError("no 'a'"), "no 'a'"), (ValueError('two\nlines'), 'two lines'),
+    (FileNotFoundError(), 'FileNotFoundError')])
+def test_one_line_for_every_error_of_the_machine(error, hint):
+    assert hint in explain(error) and '\n' not in explain(error)
+
+
+def test_an_error_of_the_program_keeps_its_traceback():
+    for error in (AttributeError('x'), RuntimeError('x'), BrokenPipeError(errno.EPIPE, '')): assert explain(error) == ''
+
+
+@pytest.mark.parametrize('content', ['path,label\na.mp4,Fu\xdf\n'.encode('latin-1'), b'', b'\x00\x01\x02'])
+def test_a_list_that_cannot_be_read_is_named(content, tmp_path):
+    (tmp_path/'list.csv').write_bytes(content)
+    assert 'list.csv' in one_line(cli.invoke(app, ['pretrain', str(tmp_path/'list.csv')]))
+
+
+@pytest.mark.parametrize('read, content, hint', [
+    (Path.read_text, b'Fu\xdf', 'is not text in UTF-8 (byte 2'), (pd.read_csv, b'', 'is damaged or empty'),
+    (lambda path: json.loads(path.read_text()), b'{"a": ', 'is damaged or empty')])
+def test_a_damaged_file_is_named_though_its_reader_does_not(read, content, hint, tmp_path):
+    (tmp_path/'a').write_bytes(content)
+    assert explained(read, tmp_path/'a').startswith(f"{tmp_path/'a'} {hint}")
+
+
+@pytest.mark.parametrize('words, option', [
+    ('pretrain v --epochs 0', 'epochs'), ('pretrain v --stride 0', 'stride'), ('pretrain v --seed -1', 'seed'),
+    ('pretrain v --batch-size 0', 'batch-size'), ('pretrain v --pixels -8', 'pixels'),
+    ('probe r v --epochs -1', 'epochs'), ('probe r v --segments 100000', 'segments'), ('probe r v --views 4', 'views'),
+    ('infer --videos v --probe p --segments 0', 'segments'),
+    ('infer --videos v --probe p --batch-size 0', 'batch-size'),
+    ('view v --encoder e --segments 100000', 'segments'), ('reports run --jobs -1', 'jobs'),
+    ('data shards --from v --out o --megabytes 0', 'megabytes'),
+    ('data shards --from v --out o --megabytes nan', 'megabytes'),
+    ('data shards --at v --out o --keep 0', 'keep'), ('data nano --from v --out o --transcode 1', 'transcode'),
+    ('data index v --official-split 4', 'official-split'), ('data nano --from v --out o --shrink 0', 'shrink')])
+def test_numbers_have_ranges(words, option):
+    result = cli.invoke(app, words.split())
+    assert result.exit_code == 2 and f"Invalid value for '--{option}'" in result.stderr
+    assert 'Input should be' in result.stderr or 'nan is not a number' in result.stderr
+
+
+@pytest.mark.parametrize('pair, option', [('out=/tmp/x', '--out'), ('tier=paper', '--tier')])
+def test_what_is_an_option_is_no_parameter(pair, option):
+    assert f'use {option}' in one_line(cli.invoke(app, ['reports', 'run', '--set', pair]))
+
+
+def test_a_path_may_begin_with_a_tilde(place, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    result = cli.invoke(app, ['data', 'index', str(place[1].parent), '--out=~/x.csv'])
+    assert result.exit_code == 0 and (tmp_path/'x.csv').exists() and not (tmp_path/'~').exists(), result.output
+
+
+def test_force_starts_a_run_anew(place, tmp_path):
+    words = ['pretrain', str(place[1]), *SMALL, '--out', str(tmp_path/'run')]
+    first, again, forced = (cli.invoke(app, [*words, *more]) for more in ([], [], ['--force']))
+    assert 'finished before' in again.stdout and '(new)' in forced.stdout and 'epoch 1' in forced.stdout, forced.output
+    assert (tmp_path/'run.old'/'done.json').exists() and (tmp_path/'run'/'done.json').exists()
+
+
+@pytest.mark.parametrize('file, words', [('run/config.json', 'pretrain VIDEOS --config FILE'),
+                                         ('run/config.json', 'probe FOLDER VIDEOS')])
+@pytest.mark.parametrize('content', ['', '{"config": {"ep'])
+def test_a_damaged_json_file_is_named(place, tmp_path, file, words, content):
+    import shutil
+    shutil.copytree(place[2], tmp_path/'run')
+    (tmp_path/file).write_text(content)
+    paths = dict(VIDEOS=place[1], FILE=tmp_path/file, FOLDER=tmp_path/'run')
+    assert Path(file).name in one_line(cli.invoke(app, [str(paths.get(w, w)) for w in words.split()]))
+
+
+def in_two_processes(*words):
+    launch = 'torch.distributed.run --standalone --nproc_per_node 2 -m jepa.cli'.split()
+    env = os.environ | {'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, '-m', *launch, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+
+
+def test_pretrain_in_two_processes(place, tmp_path):
+    result = in_two_processes('pretrain', place[1], *SMALL, '--out', tmp_path/'run')
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count('epoch 1:') == result.stdout.count('trained\n') == result.stdout.count('Next:') == 1
+    assert (tmp_path/'run'/'done.json').exists()
+
+
+def test_a_mistake_in_two_processes_is_one_line():
+    result = in_two_processes('pretrain', 'nowhere')
+    assert result.returncode and [l for l in result.stderr.splitlines() if l.startswith('jepa: ')] == [
+        'jepa: nowhere: there is no such file or folder']
+
+
+@pytest.mark.slow
+def test_probe_and_infer_in_two_processes(place, tmp_path):
+    words = '--kind linear --epochs 1 --copies 1 --out'.split()
+    probed = in_two_processes('probe', place[2], place[1], *words, tmp_path/'p')
+    assert probed.returncode == 0 and probed.stdout.count('untrained') == 1, probed.stderr
+    words = ['--videos', place[1].parent/'val', '--encoder', place[2], '--probe', tmp_path/'p'/'probe.safetensors']
+    answers = in_two_processes('infer', *words, *'--segments 1 --views 1 --out'.split(), tmp_path/'a.csv')
+    assert answers.returncode == 0 and answers.stdout.count('answered') == 1, answers.stderr
+    assert len(pd.read_csv(tmp_path/'a.csv')) == 6

@@ -1,6 +1,7 @@
 """Pictures of what an encoder sees: the claims behind them, any checkpoint, any file, and the page of `jepa view`"""
-import os, re
+import html, os, re
 from pathlib import Path
+from urllib.parse import unquote
 import numpy as np, pytest, torch
 from PIL import Image
 from typer.testing import CliRunner
@@ -198,6 +199,26 @@ def run(place):
                           monitor_clips=4, predictor=PredictorConfig(embed_dim=24, depth=1),
                           masks=(MultiBlock(num_blocks=2, spatial_scale=(.3, .3)),))
     return pretrain(config, manifest, place/'run', progress=False)
+
+
+def test_a_name_is_text_not_a_formula_nor_markup(seen, tmp_path):
+    name = '<img src=x onerror=alert(1)> $x_1$ & co'
+    picture = view_components(seen._replace(names=[name]*5))
+    assert picture.figure._suptitle.get_text().endswith(name) and not picture.figure._suptitle.get_parse_math()
+    pictures = {'"><b>': (name, picture.save(tmp_path, 'a$b & <c>'))}
+    page = write_page(tmp_path, name, name, pictures).read_text()
+    assert '<img src=x' not in page and '"><b>' not in page
+    assert page.count('&lt;img src=x onerror=alert(1)&gt; $x_1$ &amp; co') == 4
+    for file in re.findall(r'(?:src|href)="([^"]+)"', page): assert (tmp_path/unquote(html.unescape(file))).is_file()
+
+
+def test_a_name_that_is_no_text_can_be_drawn(small, tmp_path):
+    file = os.fsencode(tmp_path) + b'/caf\xe9.png'
+    Image.fromarray(frames()[0]).save(file.decode('utf-8', 'surrogateescape'), format='png')
+    from jepa.video import ClipConfig
+    found = footage([os.fsdecode(file)], ClipConfig(num_frames=4, size=32))
+    view_components(see(small.encoder, **found)).save(tmp_path, 'a')
+    assert found['names'] == ['caf\\xe9']
 
 
 def jepa_view(file, encoder, out, *words):
