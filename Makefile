@@ -4,7 +4,7 @@ BIN := .venv/bin
 TIER ?= # of settings.ini
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reports test lab bench notebooks export readme clean distclean
+.PHONY: help setup reports test lab bench torture notebooks export readme clean distclean
 
 help: ## show this list
 	@echo "jepa: video JEPA on one ordinary computer"
@@ -33,6 +33,9 @@ lab: .venv/.done ## open JupyterLab on the notebooks
 
 bench: .venv/.done ## measure this machine: training step, decoding, memory
 	$(BIN)/python -m tools.bench
+
+torture: .venv/.done ## kills, damage, full disks, hostile files: equal results or a message (SHORT=1: three minutes)
+	$(BIN)/python -m tools.torture $(if $(strip $(SHORT)),--short)
 
 notebooks: .venv/.done ## run every notebook in nbs/ again and store its outputs
 	$(BIN)/jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.timeout=900 --ExecutePreprocessor.coalesce_streams=True nbs/*.ipynb

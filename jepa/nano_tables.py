@@ -18,7 +18,7 @@ __all__ = ['METERS', 'TRIVIAL', 'ROW_OF_TABLE1', 'SHORT_NAMES', 'PAIRS_OF_TABLE2
            'feature_numbers', 'plot_auc', 'feature_differences', 'photographs', 'close_up', 'close_up_facts',
            'shuffled_auc', 'features_have_controls', 'one_colour', 'held_out', 'fig4_facts']
 
-# %% ../nbs/45_nano_tables.ipynb #e1ac52ee
+# %% ../nbs/45_nano_tables.ipynb #7167fd52
 import hashlib
 import tempfile
 import time
@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-# %% ../nbs/45_nano_tables.ipynb #0784e94f
+# %% ../nbs/45_nano_tables.ipynb #dd861cc1
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -47,7 +47,7 @@ from .view import *
 from .nano import *
 from .papers import *
 
-# %% ../nbs/45_nano_tables.ipynb #02759e41
+# %% ../nbs/45_nano_tables.ipynb #2c0db661
 def judge(
     low:float, high:float # interval of a difference
 )->str: # supported, contradicted or inconclusive
@@ -67,7 +67,7 @@ def listed(
     "Names with commas between, or none"
     return ', '.join(names) or 'none'
 
-# %% ../nbs/45_nano_tables.ipynb #159852bb
+# %% ../nbs/45_nano_tables.ipynb #e0f74f0c
 def _own_values(config, manifest):
     "Our value of every published setting: (part, name) -> number"
     clip, encoder, predictor = config.clip, config.encoder, config.predictor
@@ -92,7 +92,7 @@ def configuration_table(
         rows.append(dict(part=r.part, name=r.name, paper=f'{r.value:g}', ours=f'{own[r.part, r.name]:g}', unit=unit))
     return pd.DataFrame(rows)
 
-# %% ../nbs/45_nano_tables.ipynb #c9fffd21
+# %% ../nbs/45_nano_tables.ipynb #85571fff
 METERS = dict(
     loss='loss',
     loss_over_mean='loss / loss of the mean target',
@@ -109,7 +109,7 @@ def meter_table(
     first, last = meters.iloc[0], meters.iloc[-1]
     return pd.DataFrame([dict(meter=text, untrained=first[key], trained=last[key]) for key, text in METERS.items()])
 
-# %% ../nbs/45_nano_tables.ipynb #9eb6cccc
+# %% ../nbs/45_nano_tables.ipynb #9c0e78c5
 def plot_pretraining(
     run:Run,
     chance:float|None=None # of the neighbours' vote, in percent
@@ -129,7 +129,7 @@ def watched_clips(
     some = manifest.select(n=min(config.monitor_clips, len(manifest)), seed=0)
     return some.clips(config.clip.replace(segments=1), config.augment.replace(train=False), progress=False)
 
-# %% ../nbs/45_nano_tables.ipynb #151b24bc
+# %% ../nbs/45_nano_tables.ipynb #99811a0f
 @torch.no_grad()
 def mean_targets(
     jepa:Jepa, clips:Clips
@@ -158,10 +158,10 @@ def neighbour_table(
     "Accuracy of the neighbours' votes beside their chance"
     return pd.DataFrame([{'encoder': name, **e.row(), 'chance': chance} for name, e in votes.items()])
 
-# %% ../nbs/45_nano_tables.ipynb #1d3dd1fd
+# %% ../nbs/45_nano_tables.ipynb #f6ce2e74
 def loss_facts(
     steps:pd.DataFrame # `Run.steps`
-)->dict: # first, last, change, late_change, rise, rise_epoch; falls, flat; shape in words
+)->dict: # first, last, change, late_change, rise, rise_epoch; falls, flat, rises; shape in words
     "How the mean loss of an epoch falls, and whether it still moves at the end"
     loss = steps.groupby('epoch').loss.mean()
     fifth = min(len(loss) - 1, max(1, len(loss)//5))
@@ -169,11 +169,13 @@ def loss_facts(
     late_change = loss.iloc[-1] - loss.iloc[-1 - fifth]
     rises = loss.diff().fillna(0.)
     flat = bool(abs(late_change) < 0.2*abs(change))
+    rises_by, rise_epoch = rises.max(), int(rises.idxmax()) + 1
     return dict(first=loss.iloc[0], last=loss.iloc[-1], change=change, late_change=late_change,
-                rise=rises.max(), rise_epoch=int(rises.idxmax()) + 1, falls=bool(change < 0), flat=flat,
+                rise=rises_by, rise_epoch=rise_epoch, rises=bool(rises_by > 0.2*abs(change)),
+                falls=bool(change < 0), flat=flat,
                 shape='flattens' if flat else 'still moves at the end')
 
-# %% ../nbs/45_nano_tables.ipynb #9178d675
+# %% ../nbs/45_nano_tables.ipynb #73752f27
 TRIVIAL = dict(loss_over_mean='the mean target', loss_over_copy='a copy of the nearest visible token')
 
 def pretraining_facts(
@@ -202,7 +204,7 @@ def neighbour_facts(votes:dict, chance:float)->dict: # accuracies in percent; ga
                 above_chance=judge(low, high), gain=gain['points'], gain_low=gain['low'], gain_high=gain['high'],
                 gain_verdict=judge(gain['low'], gain['high']))
 
-# %% ../nbs/45_nano_tables.ipynb #3538c4d8
+# %% ../nbs/45_nano_tables.ipynb #eacc6ac7
 def shares_fit(
     percents, # accuracies, cut or rounded at the third digit
     n:int     # images
@@ -228,7 +230,7 @@ def published_images(
         rows.append(dict(part=part, images=n, batches_of_16=n/ProbeConfig().batch_size, example=example))
     return pd.DataFrame(rows)
 
-# %% ../nbs/45_nano_tables.ipynb #d9ebe11b
+# %% ../nbs/45_nano_tables.ipynb #08baaa2d
 def published_chance(
     paper:pd.DataFrame, # `published('nano_tab1')`
     classes:int         # of the published configuration; the text says 1000
@@ -254,7 +256,7 @@ def published_facts(
     return dict(train_images=images['train'], test_images=images['test'], classes=classes, share=100*share, p=row.p,
                 side='below' if share < 1/classes else 'above')
 
-# %% ../nbs/45_nano_tables.ipynb #372bb6fb
+# %% ../nbs/45_nano_tables.ipynb #b479f7dd
 def table1_encoders(
     run:Run,
     checkpoint:str='' # V-JEPA's ViT-L; left out if empty
@@ -282,7 +284,7 @@ def plot_examples(
     title = f"{counts['train']} training images, then {counts['test']} test images"
     return show_frames(np.stack(frames), 20, title, labels=names, size=.62)
 
-# %% ../nbs/45_nano_tables.ipynb #27c20b97
+# %% ../nbs/45_nano_tables.ipynb #de5f2343
 @dataclass
 class ImageProbes:
     "Answers, curves and times of the probes of Table 1"
@@ -308,7 +310,7 @@ def compute_devices()->dict: # the paper's column -> device
     here = machine().device
     return {'CPU': 'cpu'} | ({'GPU': str(here)} if here.type != 'cpu' else {})
 
-# %% ../nbs/45_nano_tables.ipynb #8a0524b0
+# %% ../nbs/45_nano_tables.ipynb #ec6cb199
 def _probe_images(probes, name, column, encoder, clip, images, probe):
     "Both trainings and the logistic regression of one encoder on one device"
     x = {part: image_features(encoder, m, clip, progress=False) for part, m in images.items()}
@@ -325,7 +327,7 @@ def _probe_images(probes, name, column, encoder, clip, images, probe):
     probes.seconds.append(dict(encoder=name, device=column, image_ms=1000*an_image, features_s=all_images,
                                probe_epoch_s=an_epoch, both_s=all_images + an_epoch))
 
-# %% ../nbs/45_nano_tables.ipynb #496fab40
+# %% ../nbs/45_nano_tables.ipynb #e4793d9c
 def probe_images(
     encoders:dict, # row -> (encoder, ClipConfig)
     images:dict,   # train and test -> Manifest
@@ -345,7 +347,7 @@ def probe_images(
     probes.evaluations['pixels', 'CPU', 'logistic'] = fitted.evaluate(x['test'])
     return probes
 
-# %% ../nbs/45_nano_tables.ipynb #e063e57f
+# %% ../nbs/45_nano_tables.ipynb #8023434e
 ROW_OF_TABLE1 = ['model', 'device', 'epoch']
 
 def table1_rows(
@@ -371,7 +373,7 @@ def table1_training(paper:pd.DataFrame, probes:ImageProbes, classes:int)->pd.Dat
     paper = paper.assign(k=right, n=n, accuracy=paper.train_accuracy)
     return beside(paper, ours.assign(k=ours.train_k, n=ours.train_n), ROW_OF_TABLE1)
 
-# %% ../nbs/45_nano_tables.ipynb #f06fdade
+# %% ../nbs/45_nano_tables.ipynb #4f2c75e3
 def first_answers(
     evaluation:Evaluation, n:int
 )->Evaluation:
@@ -401,7 +403,7 @@ def table1_missing(
     if len(compute_devices()) == 1: reasons.append('this machine has no GPU')
     return f' Rows without ours: {" and ".join(reasons)}.' if reasons else ''
 
-# %% ../nbs/45_nano_tables.ipynb #bd4ade77
+# %% ../nbs/45_nano_tables.ipynb #ef6cd376
 def table1_gains(
     probes:ImageProbes
 )->dict: # (control, epochs) -> (pretrained, control) Evaluations of the same images
@@ -423,7 +425,7 @@ def table1_differences(
     return pd.DataFrame([dict(compared=f'pretrained - {name}', epochs=epochs, n=b.n, **paired_difference(a, b))
                          for (name, epochs), (a, b) in table1_gains(probes).items()])
 
-# %% ../nbs/45_nano_tables.ipynb #8f232c59
+# %% ../nbs/45_nano_tables.ipynb #c86c3a5d
 SHORT_NAMES = {'nano-JEPA ViT-T': 'pretrained', 'untrained': 'untrained', 'V-JEPA ViT-L': 'ViT-L'}
 
 def _curves_of(probes, epochs):
@@ -453,7 +455,7 @@ def plot_table1(probes:ImageProbes, paper:pd.DataFrame):
     for ax in axes: ax.legend(fontsize=7, loc='upper left', ncols=2)
     return fig
 
-# %% ../nbs/45_nano_tables.ipynb #1bd5bc54
+# %% ../nbs/45_nano_tables.ipynb #5c68d72f
 def shared_paths(a:Manifest, b:Manifest)->set:
     "Paths that both name"
     return set(a.table.path) & set(b.table.path)
@@ -479,7 +481,7 @@ def as_many_images(probes:ImageProbes, paper:pd.DataFrame)->bool|None: # None: f
     if len(probes.evaluations['pixels', 'CPU', 'logistic'].labels) < probes.small: return None
     return bool(smallest_n(paper.accuracy) == probes.small == short.val_n)
 
-# %% ../nbs/45_nano_tables.ipynb #ebc81c88
+# %% ../nbs/45_nano_tables.ipynb #84947bf6
 def late_gains(
     probes:ImageProbes
 )->dict: # 'pretrained on the CPU' -> points
@@ -505,7 +507,7 @@ def has_controls(probes:ImageProbes)->bool:
     n = probes.evaluations['nano-JEPA ViT-T', 'CPU', probes.epochs].n
     return all(key in probes.evaluations for key in keys) and probes.evaluations['pixels', 'CPU', 'logistic'].n == n
 
-# %% ../nbs/45_nano_tables.ipynb #8513cdd9
+# %% ../nbs/45_nano_tables.ipynb #2431ef79
 def table1_facts(
     probes:ImageProbes
 )->dict: # for early, late and pixels: pretrained and control in percent, points, low, high, verdict; epochs
@@ -521,7 +523,7 @@ def table1_facts(
                   f'{key}_low': d['low'], f'{key}_high': d['high'], f'{key}_verdict': judge(d['low'], d['high'])}
     return facts
 
-# %% ../nbs/45_nano_tables.ipynb #8949924b
+# %% ../nbs/45_nano_tables.ipynb #fe2de29e
 @dataclass
 class VideoProbes:
     "Answers and curves of the probes of Table 2, by (model, encoder)"
@@ -552,7 +554,7 @@ class VideoProbes:
         self.evaluations[model, 'from scratch'] = answers
         self.curves[model, 'from scratch'] = fitted.curve.dropna(subset='val_right')
 
-# %% ../nbs/45_nano_tables.ipynb #8c3d81e2
+# %% ../nbs/45_nano_tables.ipynb #25643d20
 def table2(
     paper:pd.DataFrame, # `published('nano_tab2')`
     probes:VideoProbes,
@@ -582,7 +584,7 @@ def table2_controls(
     return pd.DataFrame([dict(model=model, encoder=name, **e.row(), **_of_curve(probes.curves.get((model, name))))
                          for (model, name), e in probes.evaluations.items()])
 
-# %% ../nbs/45_nano_tables.ipynb #bbcb4940
+# %% ../nbs/45_nano_tables.ipynb #32794f01
 PAIRS_OF_TABLE2 = [('pretrained', 'untrained'), ('pretrained', 'from scratch'),
                    ('pretrained, logistic', 'untrained, logistic')]
 
@@ -597,7 +599,7 @@ def table2_differences(
                               **paired_difference(probes.evaluations[m, a], probes.evaluations[m, b]))
                          for m, (a, b) in pairs])
 
-# %% ../nbs/45_nano_tables.ipynb #0f0231c0
+# %% ../nbs/45_nano_tables.ipynb #38ca624a
 def clips_as_published(
     paper:pd.DataFrame, probes:VideoProbes, models:str='ABC'
 )->dict: # ok, detail
@@ -621,7 +623,7 @@ def plot_table2(
         plot_curves(curves, 1/classes, f'{title}: model {m}, {classes} classes', ax)
     return fig
 
-# %% ../nbs/45_nano_tables.ipynb #a0bd2760
+# %% ../nbs/45_nano_tables.ipynb #e5932ab8
 def above_chance(probes:VideoProbes, name:str, models:str='ABC')->str: # such as 'A, C', or none
     "Models whose interval lies above chance"
     of = {m: probes.evaluations[m, name] for m in models}
@@ -646,7 +648,7 @@ def table2_facts(
         facts |= {key: accuracies(probes, name, models), f'{key}_above': above_chance(probes, name, models)}
     return facts
 
-# %% ../nbs/45_nano_tables.ipynb #084c57e1
+# %% ../nbs/45_nano_tables.ipynb #5494b858
 class ActorView(NamedTuple):
     "What an encoder makes of scenes, and where their actors are"
     seen: Seen
@@ -676,7 +678,7 @@ def draw_scenes(
     clips = torch.stack([crop(draw(s, pixels)) for s in scenes])
     return clips, np.stack([cover(where(s), encoder.grid) for s in scenes]) >= .25
 
-# %% ../nbs/45_nano_tables.ipynb #8dbc4399
+# %% ../nbs/45_nano_tables.ipynb #a1fae92b
 def bare_pixels(
     clips:torch.Tensor, # (B, 3, T, H, W)
     encoder:EncoderConfig, names:list
@@ -698,7 +700,7 @@ def view_scenes(
     clips, actors = draw_scenes(scenes, config.encoder, stride, pixels)
     return views | {'pixels': ActorView(bare_pixels(clips, config.encoder, names), actors)}
 
-# %% ../nbs/45_nano_tables.ipynb #326da2d7
+# %% ../nbs/45_nano_tables.ipynb #a0f99e35
 PALETTE_MEANING = dict(opponent='component 1 is light to dark, 2 yellow to blue, 3 red to green',
                        rgb='components 1, 2 and 3 are red, green and blue')
 
@@ -718,7 +720,7 @@ def _draw_column(axes, seen, bases, clip):
         axes[1 + 2*i].imshow(basis.colours(x))
         axes[2 + 2*i].imshow(np.where(basis.foreground(x)[..., None], basis.colours(x), .85))
 
-# %% ../nbs/45_nano_tables.ipynb #226768f3
+# %% ../nbs/45_nano_tables.ipynb #ac7be501
 def plot_gallery(
     seen:dict,  # name -> Seen
     bases:dict, # name -> Components
@@ -737,7 +739,7 @@ def plot_gallery(
     fig.suptitle(title, fontsize=9)
     return fig
 
-# %% ../nbs/45_nano_tables.ipynb #aed717ee
+# %% ../nbs/45_nano_tables.ipynb #311242d9
 TREATMENTS = {'as they are': (), 'minus their clip': ('clip',), 'minus clip and place': ('clip', 'place')}
 
 def treated(
@@ -766,7 +768,7 @@ def mean_interval(
     interval = bootstrap((np.asarray(values),), np.mean, n_resamples=2000, method='percentile', rng=0)
     return interval.confidence_interval
 
-# %% ../nbs/45_nano_tables.ipynb #65eb515b
+# %% ../nbs/45_nano_tables.ipynb #4471f1b4
 def all_actor_scores(
     views:dict # name -> ActorView
 )->dict: # (name, treatment) -> (Components, per clip)
@@ -788,15 +790,14 @@ def feature_numbers(
     "How well the first components find the actors, with intervals over clips"
     rows = []
     for (name, how), (basis, clips) in scores.items():
-        share = 100*basis.share
         rows.append(dict(
             features=name, tokens=how, place_share=place_share(views[name].seen),
-            three_components=share.sum(), component_1=share[0],
+            three_components=100*basis.share.sum(), component_1=100*basis.share[0],
             **_with_interval('auc', clips.auc), auc_chance=.5, **_with_interval('one_side_auc', clips.one_side),
             **_with_interval('iou', clips.iou), iou_chance=clips.iou_chance.mean(), clips=len(clips)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/45_nano_tables.ipynb #c551dd3d
+# %% ../nbs/45_nano_tables.ipynb #21f52b78
 def plot_auc(numbers:pd.DataFrame): # of `feature_numbers`
     "AUC of the first component for the actors, with intervals"
     names = list(dict.fromkeys(numbers.features))
@@ -826,7 +827,7 @@ def feature_differences(
                                  difference=(a - b).mean(), low=low, high=high, clips=len(a)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/45_nano_tables.ipynb #ae62a110
+# %% ../nbs/45_nano_tables.ipynb #8f5c7954
 def photographs()->dict: # file name -> uint8 (H, W, 3)
     "scikit-learn's two photographs"
     return {f'{name}.jpg': load_sample_image(f'{name}.jpg') for name in BACKGROUNDS}
@@ -854,7 +855,7 @@ def close_up_facts(
     shares = ', '.join(f'{100*basis.share.sum():.0f} % ({name})' for name, basis in bases.items())
     return dict(pixels=s.clips.shape[-1], height=s.grid.H, width=s.grid.W, files=len(s.tokens), shares=shares)
 
-# %% ../nbs/45_nano_tables.ipynb #9c960711
+# %% ../nbs/45_nano_tables.ipynb #a45dc5e3
 def shuffled_auc(
     view:ActorView, basis:Components,
     seed:int=0, draws:int=20 # per clip
@@ -883,7 +884,7 @@ def held_out(
     "Are digits and photographs of all scenes those of the validation split?"
     return not {s.digits[0] for s in scenes} & set(DIGITS['train']) and all(s.half == HALVES['val'] for s in scenes)
 
-# %% ../nbs/45_nano_tables.ipynb #10e938ed
+# %% ../nbs/45_nano_tables.ipynb #70a2f83b
 def _worse(differences, other):
     "Treatments under which the pretrained features overlap less, as text"
     rows = differences[(differences.measure == 'IoU') & (differences.compared == f'pretrained - {other}')]
