@@ -1,141 +1,195 @@
 """HTML of the reports: one page per executed notebook, and one index per tier. Plumbing of `jepa.report`."""
+import copy
 import html
+import re
 from pathlib import Path
 import pandas as pd
-from jepa.core import write_beside
+from jepa._page import clean, esc, page, shrink, write
 
-CSS = """
-:root{color-scheme:light dark;--bg:#fbfaf8;--fg:#1d2126;--soft:#5c6670;--card:#fff;--line:#dcdfe3;--accent:#0b5ea8;--wash:#f1f4f8;
---ok:#0b6e4f;--okbg:#e3f4ec;--bad:#a61b1b;--badbg:#fbe6e4;--warn:#8a5300;--warnbg:#fdf0d8;--none:#565f68;--nonebg:#e9ecef}
-@media(prefers-color-scheme:dark){:root{--bg:#15181c;--fg:#e6e8ea;--soft:#a0a9b2;--card:#1e2227;--line:#373d44;--accent:#7cb8f0;--wash:#262b32;
---ok:#7fd6ae;--okbg:#143427;--bad:#ff9c93;--badbg:#421a17;--warn:#f2c069;--warnbg:#3a2b0d;--none:#b5bdc5;--nonebg:#31363c}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
-main,header>div,footer{max-width:1060px;margin:0 auto;padding:0 24px}
-header{border-bottom:1px solid var(--line);background:var(--card);padding:28px 0 20px;margin-bottom:28px}
-h1{font-size:1.75rem;line-height:1.25;margin:0 0 6px}h2{font-size:1.25rem;line-height:1.3;margin:0}h3{font-size:1.05rem}
-a{color:var(--accent)}p{margin:.5em 0}code,pre{font:13.5px/1.45 ui-monospace,Menlo,Consolas,monospace}
-.lead{color:var(--soft);max-width:70ch;margin:0 0 14px}
-dl.facts{display:flex;flex-wrap:wrap;gap:8px 28px;margin:0}dl.facts div{min-width:0}dl.facts dt{font-size:.75rem;color:var(--soft)}dl.facts dd{margin:0;font-weight:600}
-.card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:22px 24px;margin:0 0 22px}
-.card.ok{border-left:5px solid var(--ok)}.card.failed{border-left:5px solid var(--bad)}.card.stale,.card.check{border-left:5px solid var(--warn)}.card.missing{border-left:5px solid var(--none)}
-.top{display:flex;justify-content:space-between;align-items:flex-start;gap:16px}
-.what{color:var(--soft);font-size:.92rem;margin:2px 0 0}
-.status{flex:none;font-size:.85rem;font-weight:700;border-radius:99px;padding:3px 12px;white-space:nowrap}
-.status.ok{color:var(--ok);background:var(--okbg)}.status.failed{color:var(--bad);background:var(--badbg)}.status.stale,.status.check{color:var(--warn);background:var(--warnbg)}.status.missing{color:var(--none);background:var(--nonebg)}
-.why{font-size:.92rem;border-radius:6px;padding:8px 12px;margin:12px 0 0;background:var(--wash);overflow-wrap:anywhere}
-.finding{font-size:1.08rem;max-width:78ch;margin:14px 0}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:18px;margin:16px 0}
-figure{margin:0}figure img{max-width:100%;height:auto;background:#fff;border:1px solid var(--line);border-radius:6px;display:block}
-figcaption,caption{font-size:.86rem;color:var(--soft);text-align:left;padding:6px 0;caption-side:bottom}
-.scroll{overflow-x:auto;margin:12px 0}
-table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;min-width:60%}
-th{font-weight:600;color:var(--soft);border-bottom:2px solid var(--line)}td{border-bottom:1px solid var(--line)}
-th,td{padding:6px 12px;text-align:right;vertical-align:top;white-space:nowrap}th.t,td.t{text-align:left}
-ul.checks{list-style:none;margin:12px 0;padding:0;font-size:.9rem}ul.checks li{margin:2px 0}
-.pass{color:var(--ok);font-weight:700}.fail{color:var(--bad);font-weight:700}.open{color:var(--none);font-weight:700}
-.links{font-size:.9rem;color:var(--soft);border-top:1px solid var(--line);padding-top:12px;margin-top:16px;display:flex;flex-wrap:wrap;gap:4px 20px}
-footer{color:var(--soft);font-size:.88rem;padding-bottom:40px}
-.notebook table{min-width:0}.notebook img{max-width:100%;height:auto;background:#fff;border-radius:6px}.notebook h1:first-of-type{margin-top:0}
-.notebook pre{overflow-x:auto;background:var(--wash);border-radius:6px;padding:10px 12px}.notebook .jp-OutputArea pre,.notebook .output_area pre{background:none;padding:0}
-.notebook details{margin:8px 0 4px}.notebook .output_area{overflow-x:auto}.notebook summary{cursor:pointer;color:var(--soft);font-size:.86rem}
-.notebook .anchor-link,.notebook .prompt,.notebook .jp-InputPrompt,.notebook .jp-OutputPrompt{display:none}
-.notebook h2{margin:1.6em 0 .3em}.notebook p,.notebook li{max-width:78ch}
-.notebook .ansi-red-fg{color:var(--bad)}.notebook .ansi-green-fg{color:var(--ok)}.notebook .ansi-blue-fg,.notebook .ansi-cyan-fg{color:var(--accent)}
-.k,.kn,.ow{color:#7a3e9d;font-weight:600}.c1,.cm{color:#6d7781;font-style:italic}.s1,.s2,.sa,.si,.sd{color:#0b6e4f}.mi,.mf{color:#a14b00}.nf,.nc{color:#0b5ea8}
-@media(prefers-color-scheme:dark){.k,.kn,.ow{color:#d3a5f0}.c1,.cm{color:#98a2ac}.s1,.s2,.sa,.si,.sd{color:#86d3ae}.mi,.mf{color:#f0b175}.nf,.nc{color:#8cc0f5}}
-@media(max-width:640px){main,header>div,footer{padding:0 14px}.card{padding:16px}.top{flex-direction:column;gap:8px}}
-@media print{details:not([open]){display:none}.card{break-inside:avoid}}
-"""
 WORDS = dict(ok='ok', failed='failed', stale='stale', missing='not made', check='check failed')
-esc = lambda text: html.escape(str(text))
-
-
-def page(title, body):
-    "A whole HTML page that needs nothing beside it"
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-            f'<title>{esc(title)}</title><style>{CSS}</style></head>\n<body>{body}</body></html>\n')
+LEAD = ('The tables and figures of the nano-JEPA and pico-JEPA papers, made again: what the papers print beside what '
+        'this machine measured, with n and 95 % Wilson intervals.')
+MAIN = '<main class="notebook">'
+STATE = re.compile(r'(?s)(?:<!--state-->.*?<!--/state-->|<!--pages-->.*?<!--/pages-->)+') # written by the index
 
 
 def span(seconds):
     "A duration a person reads: '42 s', '3.5 min', '2.1 h'"
-    return f'{seconds:.0f} s' if seconds < 100 else f'{seconds/60:.1f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
+    if seconds < 100: return f'{seconds:.0f} s'
+    return f'{seconds/60:.1f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
 
+
+# --- pages of notebooks ----------------------------------------------------------------------------------------
 
 TEMPLATE = """{% extends 'basic/index.html.j2' %}
-{% block input_group %}{% if cell.source.strip() %}<details><summary>Code</summary>{{ super() }}</details>{% endif %}{% endblock %}"""
+{% block input_group %}{% if cell.source.strip() %}<details><summary>Code</summary>{{ super() }}</details>{% endif %}
+{% endblock %}"""
+
+
+def plain(text):
+    "The words of Markdown or HTML"
+    return ' '.join(html.unescape(re.sub(r'<[^>]+>', '', text)).strip(' *_\n').split())
+
+
+def captions_as_alt(nb):
+    "Give every picture without words the caption that follows it in its cell"
+    for cell in nb.cells:
+        outputs = cell.get('outputs', [])
+        for i, output in enumerate(outputs):
+            if 'image/png' not in output.get('data', {}): continue
+            following = (o['data']['text/markdown'] for o in outputs[i+1:] if 'text/markdown' in o.get('data', {}))
+            about = output.setdefault('metadata', {}).setdefault('image/png', {})
+            about['alt'] = html.unescape(about.get('alt') or next(following, 'Figure')).strip(' *_\n')
+
+
+def contents(body):
+    "Links to the sections of a page"
+    sections = re.findall(r'<h2 id="([^"]+)"[^>]*>(.*?)</h2>', body, re.S)
+    links = ''.join(f'<a href="#{name}">{esc(plain(title))}</a>' for name, title in sections)
+    return f'<nav class="contents" aria-label="Contents">{links}</nav>' if len(sections) > 1 else ''
 
 
 def notebook_html(nb, title, note=''):
-    "An executed notebook as a page: pictures inside, code folded away"
+    "An executed notebook as a page: pictures inside, code folded away, nothing that runs"
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
-    exporter = HTMLExporter(extra_loaders=[DictLoader({'report.html.j2': TEMPLATE})], template_file='report.html.j2', embed_images=True)
-    body = exporter.from_notebook_node(nb)[0]
-    top = f'<header><div><p class="top" style="margin:0"><a href="index.html">All reports</a><span class="what">{esc(note)}</span></p></div></header>'
-    return page(title, f'{top}<main class="notebook">{body}</main>')
+    nb = copy.deepcopy(nb)
+    captions_as_alt(nb)
+    exporter = HTMLExporter(extra_loaders=[DictLoader({'report.html.j2': TEMPLATE})], template_file='report.html.j2',
+                            embed_images=True)
+    body = clean(exporter.from_notebook_node(nb)[0])
+    first, rest = re.match(r'(?s)(.*?</h1>|)(.*)', body).groups()
+    top = ('<header><div><p class="top" style="margin:0"><a href="index.html">All reports</a>'
+           f'<span class="what">{esc(note)}</span></p></div></header>')
+    return page(title, shrink(f'{top}{MAIN}{first}{contents(body)}{rest}</main>'))
+
+
+def shrink_html(path):
+    "Make an existing page smaller: its pictures get a palette, its tables and code lose what nothing uses; its bytes"
+    text = Path(path).read_text(encoding='utf-8')
+    begin, end = text.find(MAIN), text.rfind('</main>')
+    if begin >= 0 and end > begin:
+        begin += len(MAIN)
+        states = re.match(STATE, text[begin:])
+        begin += states.end() if states else 0
+        text = text[:begin] + clean(text[begin:end]) + text[end:]
+    write(path, shrink(text))
+    return Path(path).stat().st_size
+
+
+def link_pages(folder, names, titles):
+    "Put links to the page before and the page after into every page that is there"
+    there = [n for n in names if (folder/f'{n}.html').exists()]
+    for i, name in enumerate(there):
+        near = [(there[i-1], 'prev', '← {}')] if i else []
+        near += [(there[i+1], 'next', '{} →')] if i + 1 < len(there) else []
+        links = ''.join(f'<a rel="{rel}" href="{n}.html">{esc(words.format(titles[n]))}</a>' for n, rel, words in near)
+        path = folder/f'{name}.html'
+        old = path.read_text(encoding='utf-8')
+        text = re.sub(r'(?s)<!--pages-->.*?<!--/pages-->', '', old)
+        nav = f'<!--pages--><nav class="pages" aria-label="Reports">{links}</nav><!--/pages-->'
+        if links: text = text.replace(MAIN, MAIN + nav, 1)
+        if text != old: write(path, text)
+
+
+# --- the index -------------------------------------------------------------------------------------------------
+
+def number(value, column):
+    "A number as it is shown: whole where its column is"
+    if (column.dropna() % 1 == 0).all(): return f'{value:.0f}'
+    return f'{value:.4g}' if abs(value) < 1 else f'{value:.2f}'
 
 
 def table_html(path, caption=''):
     "A CSV file as an HTML table; text to the left, numbers to the right"
     df = pd.read_csv(path)
-    text = [not pd.api.types.is_numeric_dtype(df[c]) for c in df.columns]
-    def cell(v, column):
-        if pd.isna(v): return '–'
-        if pd.api.types.is_float_dtype(column): return f'{v:.0f}' if (column.dropna() % 1 == 0).all() else f'{v:.4g}' if abs(v) < 1 else f'{v:.2f}'
-        return esc(v)
-    head = ''.join(f'<th{" class=t" if t else ""} scope="col">{esc(c)}</th>' for c, t in zip(df.columns, text))
-    rows = ''.join('<tr>' + ''.join(f'<td{" class=t" if t else ""}>{cell(row[c], df[c])}</td>' for c, t in zip(df.columns, text)) + '</tr>' for _, row in df.iterrows())
-    return f'<div class="scroll"><table><caption>{esc(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    text = {c: ' class=t' if not pd.api.types.is_numeric_dtype(df[c]) else '' for c in df.columns}
+    def cell(value, column):
+        if pd.isna(value): return '–'
+        return number(value, column) if pd.api.types.is_float_dtype(column) else esc(value)
+    head = ''.join(f'<th{text[c]} scope="col">{esc(c)}</th>' for c in df.columns)
+    rows = [''.join(f'<td{text[c]}>{cell(row[c], df[c])}</td>' for c in df.columns) for _, row in df.iterrows()]
+    body = ''.join(f'<tr>{row}</tr>' for row in rows)
+    return (f'<div class="scroll"><table><caption>{esc(caption)}</caption><thead><tr>{head}</tr></thead>'
+            f'<tbody>{body}</tbody></table></div>')
 
 
 def checks_html(checks):
     "The named checks of a report, by colour and word"
-    word = {True: ('pass', 'passed'), False: ('fail', 'FAILED'), None: ('open', 'not judged')}
-    items = ''.join(f'<li><span class="{word[c["ok"]][0]}">{word[c["ok"]][1]}</span> {esc(c["name"])}{": " + esc(c["detail"]) if c["detail"] else ""}</li>' for c in checks)
-    return f'<ul class="checks">{items}</ul>' if items else ''
+    words = {True: ('pass', 'passed'), False: ('fail', 'FAILED'), None: ('open', 'not judged')}
+    items = []
+    for c in checks:
+        colour, word = words[c['ok']]
+        detail = f': {esc(c["detail"])}' if c['detail'] else ''
+        items.append(f'<li><span class="{colour}">{word}</span> {esc(c["name"])}{detail}</li>')
+    return f'<ul class="checks">{"".join(items)}</ul>' if items else ''
+
+
+def figures_html(figures, folder):
+    "Pictures with their captions, for those that cannot see them, too"
+    parts = []
+    for f in figures:
+        file, caption = esc(f['file']), esc(f['caption'])
+        if not (folder/f['file']).exists(): continue
+        parts.append(f'<figure><a href="{file}"><img loading="lazy" src="{file}" alt="{caption}"></a>'
+                     f'<figcaption>{caption}</figcaption></figure>')
+    return f'<div class="figures">{"".join(parts)}</div>' if parts else ''
+
+
+FILES = {'.html': 'Full report', '.ipynb': 'Executed notebook', '.json': 'Provenance', '.failed.html': 'Failed run'}
+
+
+def links_html(r, folder):
+    "What there is of a report, and how long it took"
+    p, budget = r.provenance or {}, r.spec.tiers.get(r.tier)
+    there = {f'{r.name}{end}': word for end, word in FILES.items() if (folder/f'{r.name}{end}').exists()}
+    links = [f'<a href="{esc(file)}">{word}</a>' for file, word in there.items()]
+    links += [f'<a href="{esc(t["file"])}">{esc(Path(t["file"]).name)}</a>' for t in p.get('tables', [])]
+    if p and budget:
+        seconds, plan = p.get('run_seconds', p['seconds']), 60*budget.minutes
+        over = ', over its budget' if seconds > plan else ''
+        links.append(f'<span>{span(seconds)} of {span(plan)} planned{over}</span>')
+    return f'<div class="links">{"".join(links)}</div>' if links else ''
 
 
 def card(r, folder):
     "One report of the index; `r` is a row of `jepa.report.report_states`"
-    p, spec, name = r.provenance or {}, r.spec, r.name
+    p, spec = r.provenance, r.spec
     what = ' · '.join(filter(None, [esc(spec.paper), esc(', '.join(spec.makes))]))
-    parts = [f'<section class="card {r.status}" id="{name}"><div class="top"><div><h2>{esc(spec.title)}</h2><p class="what">{what}</p></div>'
-             f'<span class="status {r.status}">{WORDS[r.status]}</span></div>']
+    parts = [f'<section class="card {r.status}" id="{esc(r.name)}"><div class="top"><div><h2>{esc(spec.title)}</h2>'
+             f'<p class="what">{what}</p></div><span class="status {r.status}">{WORDS[r.status]}</span></div>']
     if r.why: parts.append(f'<p class="why">{esc(r.why)}</p>')
     if p:
-        parts.append(f'<p class="finding">{esc(p["finding"])}</p>')
-        figures = ''.join(f'<figure><a href="{f["file"]}"><img loading="lazy" src="{f["file"]}" alt="{esc(f["caption"])}"></a><figcaption>{esc(f["caption"])}</figcaption></figure>'
-                          for f in p['figures'] if (folder/f['file']).exists())
-        if figures: parts.append(f'<div class="figures">{figures}</div>')
+        parts += [f'<p class="finding">{esc(p["finding"])}</p>', figures_html(p['figures'], folder)]
         parts += [table_html(folder/t['file'], t['caption']) for t in p['tables'] if (folder/t['file']).exists()]
-        parts.append(checks_html(p['checks']))
-        parts += [f'<p class="what">{esc(n)}</p>' for n in p['notes']]
-    links = [f'<a href="{name}{end}">{word}</a>' for end, word in (('.html', 'Full report'), ('.ipynb', 'Executed notebook'), ('.json', 'Provenance'),
-             ('.failed.html', 'Failed run')) if (folder/f'{name}{end}').exists()]
-    links += [f'<a href="{t["file"]}">{esc(Path(t["file"]).name)}</a>' for t in p.get('tables', [])]
-    budget = spec.tiers.get(r.tier)
-    if p and budget:
-        took, plan = p.get('run_seconds', p['seconds']), 60*budget.minutes
-        links.append(f'<span>{span(took)} of {span(plan)} planned{", over its budget" if took > plan else ""}</span>')
-    return ''.join(parts) + (f'<div class="links">{"".join(links)}</div>' if links else '') + '</section>'
+        parts += [checks_html(p['checks']), *(f'<p class="what">{esc(n)}</p>' for n in p['notes'])]
+    return ''.join([*parts, links_html(r, folder), '</section>'])
+
+
+def facts_html(tier, states):
+    "The tier in figures: reports by state, machines, date, time"
+    made = [r.provenance for r in states if r.provenance]
+    machines = {"{processor}, {cores} cores, {device}, {precision}".format(**p['machine']) for p in made}
+    counts = {word: sum(r.status == status for r in states) for status, word in WORDS.items()}
+    facts = {'Tier': tier,
+             'Reports': ', '.join(f'{n} {word}' for word, n in counts.items() if n),
+             'Machine': '; '.join(sorted(machines)) or 'none yet',
+             'Made': max((p['started'][:10] for p in made), default='–'),
+             'Times, summed': span(sum(p.get('run_seconds', p['seconds']) for p in made))}
+    items = ''.join(f'<div><dt>{k}</dt><dd>{esc(v)}</dd></div>' for k, v in facts.items())
+    return f'<dl class="facts">{items}</dl>'
 
 
 def write_index(tier, folder, states):
-    "Write `index.html` of one tier; `states` come from `jepa.report.report_states`"
+    "Write `index.html` of one tier, and the links between its pages; `states` come from `jepa.report.report_states`"
     folder = Path(folder)
-    made = [r.provenance for r in states if r.provenance]
-    machines = sorted({f"{m['processor']}, {m['cores']} cores, {m['device']}, {m['precision']}" for m in (p['machine'] for p in made)})
-    counts = {w: sum(r.status == s for r in states) for s, w in WORDS.items()}
-    facts = {'Tier': tier, 'Reports': ', '.join(f'{n} {w}' for w, n in counts.items() if n), 'Machine': '; '.join(machines) or 'none yet',
-             'Made': max((p['started'][:10] for p in made), default='–'), 'Times, summed': span(sum(p.get('run_seconds', p['seconds']) for p in made))}
-    listing = ''.join(f'<div><dt>{k}</dt><dd>{esc(v)}</dd></div>' for k, v in facts.items())
-    lead = 'The tables and figures of the nano-JEPA and pico-JEPA papers, made again: what the papers print beside what this machine measured, with n and 95 % Wilson intervals.'
-    body = (f'<header><div><h1>Reports of jepa</h1><p class="lead">{lead}</p><dl class="facts">{listing}</dl></div></header><main>'
-            + ''.join(card(r, folder) for r in states) + '</main>'
-            '<footer><p>Stale: the code, the notebook, a parameter or the data changed after the report was made; make it again with '
-            f'<code>jepa reports run --tier {esc(tier)}</code>. Not made: no run of this tier has succeeded here.</p></footer>')
-    with write_beside(folder/'index.html') as temporary: temporary.write_text(page(f'Reports of jepa: {tier}', body))
+    header = f'<header><div><h1>Reports of jepa</h1><p class="lead">{LEAD}</p>{facts_html(tier, states)}</div></header>'
+    footer = ('<footer><p>Stale: the code, the notebook, a parameter or the data changed after the report was made; '
+              f'make it again with <code>jepa reports run --tier {esc(tier)}</code>. '
+              'Not made: no run of this tier has succeeded here.</p></footer>')
+    cards = ''.join(card(r, folder) for r in states)
+    write(folder/'index.html', page(f'Reports of jepa: {tier}', f'{header}<main>{cards}</main>{footer}'))
+    link_pages(folder, [r.name for r in states], {r.name: r.spec.title for r in states})
     return folder/'index.html'
 
 
@@ -144,5 +198,5 @@ def write_tiers(folder):
     tiers = [t for t in ('quick', 'standard', 'paper') if (Path(folder)/t/'index.html').exists()]
     if len(tiers) < 2: return
     items = ''.join(f'<section class="card"><h2><a href="{t}/index.html">{t}</a></h2></section>' for t in tiers)
-    with write_beside(Path(folder)/'index.html') as temporary:
-        temporary.write_text(page('Reports of jepa', f'<header><div><h1>Reports of jepa</h1><p class="lead">Tiers made on this machine.</p></div></header><main>{items}</main>'))
+    header = '<header><div><h1>Reports of jepa</h1><p class="lead">Tiers made on this machine.</p></div></header>'
+    write(Path(folder)/'index.html', page('Reports of jepa', f'{header}<main>{items}</main>'))
