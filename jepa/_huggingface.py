@@ -2,61 +2,83 @@
 import torch
 
 _names = dict(
-    encoder={'patch_embed.': 'encoder.embeddings.patch_embeddings.', 'blocks.': 'encoder.layer.', 'norm.': 'encoder.layernorm.'},
-    predictor={'predictor_embed.': 'predictor.embeddings.predictor_embeddings.', 'predictor_blocks.': 'predictor.layer.', 'predictor_norm.': 'predictor.layernorm.', 'predictor_proj.': 'predictor.proj.'})
+    encoder={
+        'patch_embed.': 'encoder.embeddings.patch_embeddings.',
+        'blocks.': 'encoder.layer.',
+        'norm.': 'encoder.layernorm.'},
+    predictor={
+        'predictor_embed.': 'predictor.embeddings.predictor_embeddings.',
+        'predictor_blocks.': 'predictor.layer.',
+        'predictor_norm.': 'predictor.layernorm.',
+        'predictor_proj.': 'predictor.proj.'})
 _mask_tokens = 'predictor.embeddings.mask_tokens' # all in one tensor
 _thirds = ('query', 'key', 'value')               # of qkv
 
-_encoder_fields = dict(num_frames='frames_per_clip', height='crop_size', width='crop_size', patch_size='patch_size', tubelet_size='tubelet_size', embed_dim='hidden_size',
-                       depth='num_hidden_layers', num_heads='num_attention_heads', mlp_ratio='mlp_ratio', norm_eps='layer_norm_eps')
-_predictor_fields = dict(embed_dim='pred_hidden_size', depth='pred_num_hidden_layers', num_heads='pred_num_attention_heads', mlp_ratio='pred_mlp_ratio', num_mask_tokens='pred_num_mask_tokens',
-                         zero_init='pred_zero_init_mask_tokens')
+_encoder_fields = dict(
+    num_frames='frames_per_clip', height='crop_size', width='crop_size', patch_size='patch_size',
+    tubelet_size='tubelet_size', embed_dim='hidden_size', depth='num_hidden_layers', num_heads='num_attention_heads',
+    mlp_ratio='mlp_ratio', norm_eps='layer_norm_eps')
+_predictor_fields = dict(
+    embed_dim='pred_hidden_size', depth='pred_num_hidden_layers', num_heads='pred_num_attention_heads',
+    mlp_ratio='pred_mlp_ratio', num_mask_tokens='pred_num_mask_tokens', zero_init='pred_zero_init_mask_tokens')
 
 
 def from_huggingface(tensors:dict) -> tuple[dict, list]: # parts; names of no part, such as a pooler's
     "Our parts and names"
     parts, rest = dict(encoder={}, predictor={}), []
-    known = {theirs: ours for table in _names.values() for ours, theirs in table.items()}
+    ours_of = {theirs: ours for table in _names.values() for ours, theirs in table.items()}
     tensors = {n.removeprefix('vjepa2.'): t for n, t in tensors.items()} # of a classifier
     for name, tensor in tensors.items():
         part, _, inner = name.partition('.')
-        theirs = next((k for k in known if name.startswith(k)), None)
+        theirs = next((prefix for prefix in ours_of if name.startswith(prefix)), None)
         if name == _mask_tokens: parts[part].update({f'mask_tokens.{i}': t for i, t in enumerate(tensor)})
         elif part not in parts: rest.append(name)
         elif theirs is None: parts[part][inner] = tensor # unexpected, for the report
-        else: parts[part][known[theirs] + name.removeprefix(theirs).replace('attention.', 'attn.')] = tensor
+        else: parts[part][ours_of[theirs] + _our_attention(name.removeprefix(theirs))] = tensor
     return {part: _join(state) for part, state in parts.items() if state}, rest
 
 
-def _join(state):
+def _our_attention(name): return name.replace('attention.', 'attn.')
+
+
+def _join(state:dict) -> dict:
     "`qkv` from its thirds; where one is lost, the others stay as they are, for the report"
     for name in [n for n in state if '.attn.query.' in n]:
         thirds = [name.replace('query', k) for k in _thirds]
-        if all(t in state for t in thirds): state[name.replace('query', 'qkv')] = torch.cat([state.pop(t) for t in thirds])
+        if all(t in state for t in thirds):
+            state[name.replace('query', 'qkv')] = torch.cat([state.pop(t) for t in thirds])
     return state
 
 
 def to_huggingface(encoder:dict, predictor:dict) -> dict:
     "Their names for our tensors"
-    out = {_mask_tokens: torch.stack([t for n, t in predictor.items() if n.startswith('mask_tokens.')])}
-    for part, state in dict(encoder=encoder, predictor={n: t for n, t in predictor.items() if not n.startswith('mask_tokens.')}).items():
+    mask_tokens = [n for n in predictor if n.startswith('mask_tokens.')]
+    out = {_mask_tokens: torch.stack([predictor[n] for n in mask_tokens])}
+    rest = {n: t for n, t in predictor.items() if n not in mask_tokens}
+    for part, state in dict(encoder=encoder, predictor=rest).items():
         for name, tensor in state.items():
-            ours = next(k for k in _names[part] if name.startswith(k))
-            theirs = _names[part][ours] + name.removeprefix(ours).replace('attn.', 'attention.')
-            if 'attention.qkv' in theirs: out |= {theirs.replace('qkv', k): t.contiguous() for k, t in zip(_thirds, tensor.chunk(3))}
-            else: out[theirs] = tensor
+            theirs = _their_name(part, name)
+            if 'attention.qkv' not in theirs: out[theirs] = tensor
+            else: out |= {theirs.replace('qkv', k): t.contiguous() for k, t in zip(_thirds, tensor.chunk(3))}
     return out
+
+
+def _their_name(part:str, name:str) -> str:
+    ours = next(prefix for prefix in _names[part] if name.startswith(prefix))
+    return _names[part][ours] + name.removeprefix(ours).replace('attn.', 'attention.')
 
 
 def config_from_huggingface(c:dict|None) -> dict:
     "Fields of our configurations from a `VJEPA2Config`"
     if c is None: return {}
-    if c.get('model_type') != 'vjepa2': raise ValueError(f"the folder holds a model of type '{c.get('model_type')}', not 'vjepa2'")
+    if c.get('model_type') != 'vjepa2':
+        raise ValueError(f"the folder holds a model of type '{c.get('model_type')}', not 'vjepa2'")
     fields = lambda table: {ours: c[theirs] for ours, theirs in table.items() if theirs in c}
     return dict(encoder=dict(fields(_encoder_fields), positions='rope'), predictor=fields(_predictor_fields))
 
 
 def config_to_huggingface(encoder, predictor, num_heads:int) -> dict: # configurations; heads of the predictor
     "A `VJEPA2Config`"
-    fields = {theirs: getattr(c, ours) for c, table in ((encoder, _encoder_fields), (predictor, _predictor_fields)) for ours, theirs in table.items()}
+    tables = ((encoder, _encoder_fields), (predictor, _predictor_fields))
+    fields = {theirs: getattr(config, ours) for config, table in tables for ours, theirs in table.items()}
     return dict(fields, model_type='vjepa2', architectures=['VJEPA2Model'], pred_num_attention_heads=num_heads)

@@ -9,7 +9,7 @@ __all__ = ['FAMILIES', 'ACTIONS', 'FLIP', 'VERSION', 'PACE', 'DRIFT', 'SLOW_UP',
            'render', 'write_video', 'actions_folder', 'clip_names', 'make_actions']
 
 # %% ../nbs/11_actions.ipynb #4f426e64
-import math, multiprocessing, sys
+import multiprocessing, sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,13 +21,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFilter
-
-# %% ../nbs/11_actions.ipynb #3e079a3d
 from .core import *
 
 # %% ../nbs/11_actions.ipynb #26f21685
 FAMILIES = {
-    'directions': ['move_right', 'move_up_right', 'move_up', 'move_up_left', 'move_left', 'move_down_left', 'move_down', 'move_down_right'],
+    'directions': ['move_right', 'move_up_right', 'move_up', 'move_up_left',
+                   'move_left', 'move_down_left', 'move_down', 'move_down_right'],
     'turns': ['turn_left', 'turn_right', 'rock'],
     'size': ['grow', 'shrink', 'pulse'],
     'paths': ['bounce', 'shake', 'figure_eight'],
@@ -38,6 +37,9 @@ FAMILIES = {
     'cover': ['hide', 'emerge'],
     'camera': ['camera_pan', 'camera_zoom']}
 ACTIONS = [name for names in FAMILIES.values() for name in names]
+
+def _check_action(name, where):
+    if name not in ACTIONS: raise ValueError(f"{where}: no action '{name}'; {nearest(name, ACTIONS)}")
 
 # %% ../nbs/11_actions.ipynb #ad4d9a92
 def _mirrored(name):
@@ -53,6 +55,7 @@ VERSION = 1 # changes when the same configuration gives other pixels
 @dataclass(frozen=True)
 class ActionsConfig(Config):
     "What to make"
+    ranges = dict(train='[0, 100000]', val='[0, 100000]', size='[16, 4096]', num_frames='[2, 4096]', fps='[1, 1000]')
     classes: tuple[str, ...] = ()   # names from `ACTIONS`; all 32 if empty
     train: int = 10                 # clips per class
     val: int = 5                    # clips per class
@@ -64,19 +67,15 @@ class ActionsConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in self.classes: _check_action(name, 'ActionsConfig.classes')
-        if len(set(self.classes)) < len(self.classes): raise ValueError(f'ActionsConfig.classes names a class twice: {self.classes}')
-        if self.size < 16 or self.size % 2: raise ValueError(f'ActionsConfig.size must be even and at least 16 pixels, not {self.size}')
-        for key, least in dict(train=0, val=0, num_frames=2, fps=1).items():
-            if getattr(self, key) < least: raise ValueError(f'ActionsConfig.{key} must be at least {least}, not {getattr(self, key)}')
+        where, names = 'ActionsConfig', self.classes
+        for name in names: _check_action(name, f'{where}.classes')
+        if len(set(names)) < len(names): raise ValueError(f'{where}.classes names a class twice: {names}')
+        if self.size % 2: raise ValueError(f'{where}.size must be even, not {self.size}')
 
     @property
     def names(self) -> list[str]:
         "The class names; their places are the labels"
         return list(self.classes) or ACTIONS
-
-def _check_action(name, where):
-    if name not in ACTIONS: raise ValueError(f"{where}: no action '{name}'; {nearest(name, ACTIONS)}")
 
 # %% ../nbs/11_actions.ipynb #2a655aff
 def wave(
@@ -103,11 +102,11 @@ def still_scene(
     "Two still actors at random; a slow camera drift on the hard level"
     T = num_frames
     t = np.arange(T)/T # in clip lengths
-    constant = lambda *shape: np.repeat(rng.random(shape)[..., None], T, -1)
+    def constant(*shape): return np.repeat(rng.random(shape)[..., None], T, -1)
     s = SimpleNamespace(t=t, pace=rng.uniform(*PACE[level]), focus=rng.random(2), origin=rng.random(2))
-    s.place = np.moveaxis(constant(2, 2), 1, 2)                     # (2, T, 2)
+    s.place = np.moveaxis(constant(2, 2), 1, 2)                        # (2, T, 2)
     s.size, s.fade, s.cover, s.angle = (constant(2) for _ in range(4)) # (2, T) each
-    s.zoom = constant()                                             # (T,)
+    s.zoom = constant()                                                # (T,)
     s.camera = DRIFT[level]*rng.random()*t[:, None]*_unit(rng.random())
     return s
 
@@ -231,7 +230,6 @@ def sprite(
     rim = np.asarray(Image.fromarray(np.uint8(255*ink)).filter(ImageFilter.GaussianBlur(0.5*DETAIL)))/255
     return torch.from_numpy(np.stack([ink, np.clip(2.5*rim, 0, 1)])).float()
 
-# %% ../nbs/11_actions.ipynb #3e93b2e0
 EASY_TINTS = [(1., 0.85, 0.2), (0.35, 0.85, 1.)] # yellow and blue: red, green, blue in 0..1
 
 def _tints(rng, level):
@@ -239,6 +237,13 @@ def _tints(rng, level):
     import colorsys
     if level == 'easy': return np.array(EASY_TINTS)
     return np.array([colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.25, 0.85), 1.) for _ in range(2)])
+
+# %% ../nbs/11_actions.ipynb #3e93b2e0
+def _scene_rng(split, class_name, index, config):
+    "The numpy generator of one clip, seeded from its name"
+    c = config
+    name = ('actions', VERSION, c.level, c.size, c.num_frames, c.seed, split, class_name, int(index))
+    return np.random.default_rng(seed_of(*name))
 
 def scene_of(
     class_name:str,
@@ -249,13 +254,12 @@ def scene_of(
     "What happens in a clip, without pixels"
     _check_action(class_name, 'scene_of')
     if split not in HALVES: raise ValueError(f"no split '{split}'; {nearest(split, HALVES)}")
-    c = config
-    rng = np.random.default_rng(seed_of('actions', VERSION, c.level, c.size, c.num_frames, c.seed, split, class_name, int(index)))
-    s = still_scene(rng, c.num_frames, c.level)
-    s.class_name, s.split, s.index, s.level = class_name, split, index, c.level
+    rng, level = _scene_rng(split, class_name, index, config), config.level
+    s = still_scene(rng, config.num_frames, level)
+    s.class_name, s.split, s.index, s.level = class_name, split, index, level
     s.background, s.half = str(rng.choice(BACKGROUNDS)), HALVES[split]
     s.digits = tuple(int(i) for i in rng.choice(DIGITS[split], 2, replace=False))
-    s.view, s.front, s.tints = rng.uniform(140, 240), int(rng.integers(2)), _tints(rng, c.level)
+    s.view, s.front, s.tints = rng.uniform(140, 240), int(rng.integers(2)), _tints(rng, level)
     s.cover_angle = rng.random(2)
     _scripts[class_name](s, class_name, rng)
     s.place = (s.place - s.camera) % 1
@@ -273,46 +277,66 @@ def _pixel_centres(size):
     "(size,) centres of pixels, 0..1"
     return (torch.arange(size) + 0.5)/size
 
+def _over_pixels(values):
+    "(T,) values as a float tensor (T, 1, 1), to be spread over the pixels of each frame"
+    return torch.tensor(values, dtype=torch.float32)[:, None, None]
+
+def _from_place(s, actor, axis, size):
+    "(T, size): the way from the actor to each pixel along one axis of the torus, -0.5..0.5"
+    place = torch.tensor(s.place[actor, :, axis], dtype=torch.float32)[:, None]
+    return (_pixel_centres(size) - place + 0.5) % 1 - 0.5
+
 def _on_actor(s, actor, size):
     "(T, H, W, 2): where each pixel lies on the actor, in digit heights from its centre"
-    as_tensor = lambda x: torch.tensor(x, dtype=torch.float32)[:, None, None]
-    x, y = ((_pixel_centres(size) - as_tensor(s.place[actor, :, i])[..., 0] + 0.5) % 1 - 0.5 for i in (0, 1)) # (T, size) each
-    x, y = x[:, None, :], y[:, :, None]
-    height, angle = as_tensor(actor_size(s)[actor]), as_tensor(2*np.pi*s.angle[actor])
+    x, y = _from_place(s, actor, 0, size)[:, None, :], _from_place(s, actor, 1, size)[:, :, None]
+    height, angle = _over_pixels(actor_size(s)[actor]), _over_pixels(2*np.pi*s.angle[actor])
     cos, sin = torch.cos(angle)/height, torch.sin(angle)/height
     return torch.stack([x*cos - y*sin, x*sin + y*cos], -1)
+
+# %% ../nbs/11_actions.ipynb #717297a1
+def _visible(s, actor, at):
+    "(T, H, W): how much of the actor is seen at each pixel, 0..1"
+    edge = _over_pixels(actor_cover(s)[actor]) - 0.5
+    nx, ny = _unit(s.cover_angle[actor])
+    behind = at[..., 0]*float(nx) + at[..., 1]*float(ny) - edge
+    return torch.sigmoid((behind + 0.06)*40)*_over_pixels(actor_opacity(s)[actor])
 
 def _draw_actor(frames, s, actor):
     "Draw one actor into `frames`, float (T, H, W, 3), in place"
     T, size = frames.shape[:2]
     at = _on_actor(s, actor, size)
-    grid = at*(2*8/(8 + 2*MARGIN)) # the sprite is a digit with margins, -1..1
-    ink, rim = F.grid_sample(sprite(s.digits[actor])[None], grid.view(1, T*size, size, 2), align_corners=False)[0].view(2, T, size, size, 1)
-    edge = torch.tensor(actor_cover(s)[actor], dtype=torch.float32)[:, None, None] - 0.5
-    nx, ny = _unit(s.cover_angle[actor])
-    shown = torch.sigmoid((at[..., 0]*float(nx) + at[..., 1]*float(ny) - edge + 0.06)*40)*torch.tensor(actor_opacity(s)[actor], dtype=torch.float32)[:, None, None]
+    grid = (at*(2*8/(8 + 2*MARGIN))).view(1, T*size, size, 2) # the sprite is a digit with margins, -1..1
+    layers = F.grid_sample(sprite(s.digits[actor])[None], grid, align_corners=False)[0]
+    ink, rim = layers.view(2, T, size, size, 1)
+    visible = _visible(s, actor, at)[..., None]
     tint = torch.tensor(s.tints[actor], dtype=torch.float32)
-    frames.lerp_(torch.tensor(0.04), 0.85*rim*shown[..., None]) # the dark rim
-    frames.lerp_(tint, ink*shown[..., None])                    # the tinted ink
+    frames.lerp_(torch.tensor(0.04), 0.85*rim*visible) # the dark rim
+    frames.lerp_(tint, ink*visible)                    # the tinted ink
 
 # %% ../nbs/11_actions.ipynb #4dc60252
 DIM = 0.75 # brightness of the photographs
 
-def _background(s, size):
-    "Float (T, H, W, 3), 0..1: what the camera sees without actors"
+def _photograph(s, size):
+    "The half photograph of a scene at the scale of its view; blurred on the easy level"
     photo = photograph_half(s.background, s.half)
     scale = size/s.view # `view` pixels of the photograph are one frame width
-    photo = photo.resize((round(photo.width*scale), round(photo.height*scale)), Image.Resampling.BILINEAR, reducing_gap=3.)
-    if s.level == 'easy': photo = photo.filter(ImageFilter.GaussianBlur(size/12))
+    shape = round(photo.width*scale), round(photo.height*scale)
+    photo = photo.resize(shape, Image.Resampling.BILINEAR, reducing_gap=3.)
+    return photo.filter(ImageFilter.GaussianBlur(size/12)) if s.level == 'easy' else photo
+
+def _background(s, size):
+    "Float (T, H, W, 3), 0..1: what the camera sees without actors"
+    photo = _photograph(s, size)
     image = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].float()/255
     zoom = torch.tensor(ZOOM**s.zoom, dtype=torch.float32)[:, None]
     axes = []
-    for i, extent in enumerate((photo.width/size, photo.height/size)):  # extent in frame widths
-        world = (_pixel_centres(size) - s.focus[i] + torch.tensor(s.camera[:, i:i+1], dtype=torch.float32))/zoom # (T, size)
-        axes.append(2*world/extent + 4*s.origin[i] - 1)                # -1..1 is the photograph; a period of the mirrors is 4
+    for i, extent in enumerate((photo.width/size, photo.height/size)): # extent in frame widths
+        camera = torch.tensor(s.camera[:, i:i+1], dtype=torch.float32)
+        world = (_pixel_centres(size) - s.focus[i] + camera)/zoom      # (T, size)
+        axes.append(2*world/extent + 4*s.origin[i] - 1) # -1..1 is the photograph; the mirrors repeat after 4
     x, y = axes
-    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), -1) # (T, H, W, 2)
-    pixels = F.grid_sample(image, grid.reshape(1, -1, size, 2), padding_mode='reflection', align_corners=False)[0]
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), -1).reshape(1, -1, size, 2)
+    pixels = F.grid_sample(image, grid, padding_mode='reflection', align_corners=False)[0]
     return DIM*pixels.view(3, len(s.t), size, size).permute(1, 2, 3, 0).contiguous()
 
 # %% ../nbs/11_actions.ipynb #984837e1
@@ -333,11 +357,18 @@ def render(
 )->tuple[np.ndarray, dict]: # uint8 (T, H, W, 3), and the scene as a dictionary
     "One clip; it depends on its name alone"
     s = scene_of(class_name, split, index, config)
-    info = {**vars(s), 'size': actor_size(s), 'opacity': actor_opacity(s), 'cover': actor_cover(s), 'zoom': ZOOM**s.zoom}
-    return draw(s, config.size), info
+    values = dict(size=actor_size(s), opacity=actor_opacity(s), cover=actor_cover(s), zoom=ZOOM**s.zoom)
+    return draw(s, config.size), {**vars(s), **values}
 
 # %% ../nbs/11_actions.ipynb #721498c1
 ENCODER = {'preset': 'fast', 'crf': '18', 'threads': '1', 'flags': '+bitexact', 'x264-params': 'mbtree=0'}
+
+def _encode(file, frames, fps):
+    "Write frames into an open container"
+    stream = file.add_stream('libx264', rate=fps, options=ENCODER)
+    stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], 'yuv420p'
+    for frame in frames: file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
+    file.mux(stream.encode())
 
 def write_video(
     path,             # where the mp4 file goes
@@ -345,15 +376,14 @@ def write_video(
     fps:int=16        # frames per second
 ):
     "Write an H.264 mp4 file, atomically and reproducibly"
-    with write_beside(path) as temporary, av.open(str(temporary), 'w', format='mp4', options={'fflags': '+bitexact'}) as file:
-        stream = file.add_stream('libx264', rate=fps, options=ENCODER)
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], 'yuv420p'
-        for frame in frames: file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
-        file.mux(stream.encode())
+    with write_beside(path) as temporary:
+        with av.open(str(temporary), 'w', format='mp4', options={'fflags': '+bitexact'}) as file:
+            _encode(file, frames, fps)
 
 def _decode(path):
     "All frames of a file that was written here, uint8 (T, H, W, 3)"
-    with av.open(str(path)) as file: return np.stack([frame.to_ndarray(format='rgb24') for frame in file.decode(video=0)])
+    with av.open(str(path)) as file:
+        return np.stack([frame.to_ndarray(format='rgb24') for frame in file.decode(video=0)])
 
 # %% ../nbs/11_actions.ipynb #cc0bf623
 def actions_folder(
@@ -362,13 +392,15 @@ def actions_folder(
 )->Path:
     "Where the clips of a configuration lie"
     c = config
-    return Path(root or load_settings().data)/f'actions-v{VERSION}-{c.level}-{c.size}px-{c.num_frames}f-{c.fps}fps-seed{c.seed}'
+    name = f'actions-v{VERSION}-{c.level}-{c.size}px-{c.num_frames}f-{c.fps}fps-seed{c.seed}'
+    return Path(root or load_settings().data)/name
 
 def clip_names(
     config:ActionsConfig
 )->list[tuple[str, str, int, str]]: # split, class, index, path within the folder
     "All clips of a configuration"
-    return [(split, name, i, f'{split}/{name}/{name}_{i:05d}.mp4') for split in HALVES for name in config.names for i in range(getattr(config, split))]
+    return [(split, name, i, f'{split}/{name}/{name}_{i:05d}.mp4')
+            for split in HALVES for name in config.names for i in range(getattr(config, split))]
 
 # %% ../nbs/11_actions.ipynb #54d5c051
 def _write_clip(job):
@@ -379,23 +411,29 @@ def _write_clip(job):
 
 def _in_parallel(jobs, workers):
     "Yield as clips are done; each process uses one thread"
-    if workers <= 1 or len(jobs) < 2: yield from map(_write_clip, jobs); return
+    if workers <= 1 or len(jobs) < 2:
+        yield from map(_write_clip, jobs)
+        return
     from jepa import actions # a process finds its work in the exported module: it can't see a notebook's cells
     method = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')
     with ProcessPoolExecutor(min(workers, len(jobs)), method, torch.set_num_threads, (1,)) as pool:
         yield from pool.map(actions._write_clip, jobs, chunksize=max(1, min(8, len(jobs)//(4*workers))))
 
 # %% ../nbs/11_actions.ipynb #776af18e
+_columns = ['path', 'label', 'class_name', 'split', 'group', 'digit', 'background']
+
+def _row(config, split, name, index, path):
+    "One clip as a row of the manifest"
+    s = scene_of(name, split, index, config)
+    return dict(path=path, label=config.names.index(name), class_name=name, split=split,
+                group=f'{s.background}-{s.half}', digit=f'{s.digits[0]}+{s.digits[1]}', background=s.background)
+
 def _manifest(config):
     "One row per clip"
     import pandas as pd
-    def row(split, name, index, path):
-        s = scene_of(name, split, index, config)
-        return dict(path=path, label=config.names.index(name), class_name=name, split=split, group=f'{s.background}-{s.half}',
-                    digit=f'{s.digits[0]}+{s.digits[1]}', background=s.background)
-    columns = ['path', 'label', 'class_name', 'split', 'group', 'digit', 'background']
-    return pd.DataFrame([row(*clip) for clip in clip_names(config)], columns=columns)
+    return pd.DataFrame([_row(config, *clip) for clip in clip_names(config)], columns=_columns)
 
+# %% ../nbs/11_actions.ipynb #bd280052
 def _decoded_sha256(config, folder):
     "SHA-256 over the decoded pixels of the first clip of each class and split"
     import hashlib
@@ -410,10 +448,16 @@ def _write_card(config, folder):
     path = folder/'card.json'
     card = json.loads(path.read_text()) if path.exists() else dict(name='Actions', version=VERSION, manifests={})
     counts = {split: len(config.names)*getattr(config, split) for split in HALVES}
-    card['manifests'][config.key()] = dict(config=config.to_dict(), clips=counts, decoded_sha256_of_first_clips=_decoded_sha256(config, folder))
+    digest = _decoded_sha256(config, folder)
+    card['manifests'][config.key()] = dict(
+        config=config.to_dict(), clips=counts, decoded_sha256_of_first_clips=digest)
     write_json(path, card)
 
 # %% ../nbs/11_actions.ipynb #42b633af
+def _missing_clips(config, folder):
+    "Jobs for the clips that are not there"
+    return [(str(folder), *clip, config.to_dict()) for clip in clip_names(config) if not (folder/clip[-1]).exists()]
+
 def make_actions(
     config:ActionsConfig=ActionsConfig(),
     root=None,          # the folder for datasets; `Settings.data` by default
@@ -423,11 +467,11 @@ def make_actions(
     "Make the clips that are missing, then write the manifest"
     from tqdm.auto import tqdm
     folder = actions_folder(config, root)
-    manifest = folder/f'manifest-{config.key()}.csv'
-    jobs = [(str(folder), *clip, config.to_dict()) for clip in clip_names(config) if not (folder/clip[-1]).exists()]
+    manifest, jobs = folder/f'manifest-{config.key()}.csv', _missing_clips(config, folder)
     if manifest.exists() and not jobs: return manifest
     workers = machine().workers if workers is None else workers
-    for _ in tqdm(_in_parallel(jobs, workers), total=len(jobs), desc='Actions', unit='clip', disable=not progress): pass
+    work = _in_parallel(jobs, workers)
+    for _ in tqdm(work, total=len(jobs), desc='Actions', unit='clip', disable=not progress): pass
     _write_card(config, folder)
     with write_beside(manifest) as temporary: _manifest(config).to_csv(temporary, index=False)
     return manifest

@@ -33,32 +33,50 @@ def read_file(
     path = Path(path)
     if path.is_dir(): return _read_folder(path)
     if not path.exists(): raise FileNotFoundError(f'{path}: there is no such checkpoint')
-    try:
-        if path.suffix == '.safetensors':
-            with safe_open(path, 'pt') as f: return {name: f.get_tensor(name) for name in f.keys()}, json.loads((f.metadata() or {}).get('jepa', '{}'))
-        with open(path, 'rb') as f: known = f.read(2) in (b'PK', b'\x80\x02') # a zip file, or a pickle as torch wrote them before 1.6
-        if not known: raise EOFError
-        content = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, EOFError, SafetensorError, ValueError, pickle.UnpicklingError) as e: raise ValueError(f'{path} cannot be read as a checkpoint of tensors: {_why(e)}') from None
-    if not isinstance(content, dict): raise ValueError(f'{path} cannot be read as a checkpoint of tensors: it holds a {type(content).__name__}, not a dictionary')
-    return content, {}
+    try: return _read_safetensors(path) if path.suffix == '.safetensors' else (_read_torch(path), {})
+    except (RuntimeError, EOFError, SafetensorError, ValueError, pickle.UnpicklingError) as e:
+        raise ValueError(f'{path} cannot be read as a checkpoint of tensors: {_why(e)}') from None
 
+def _read_safetensors(path) -> tuple[dict, dict]:
+    "Tensors and the JSON beside them"
+    with safe_open(path, 'pt') as f:
+        return {name: f.get_tensor(name) for name in f.keys()}, json.loads((f.metadata() or {}).get('jepa', '{}'))
+
+def _read_torch(path) -> dict:
+    "What `torch.save` wrote: a zip file, or a pickle as before torch 1.6"
+    with open(path, 'rb') as f:
+        if f.read(2) not in (b'PK', b'\x80\x02'): raise EOFError
+    content = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+    if not isinstance(content, dict): raise ValueError(f'it holds a {type(content).__name__}, not a dictionary')
+    return content
+
+# %% ../nbs/25_checkpoint.ipynb #9bb4a05f
 def _why(e) -> str:
     "The reason in one sentence"
     foreign = re.search(r'GLOBAL (\S+)', str(e))
-    if foreign: return f'it holds a {foreign[1]} besides tensors, and unpickling foreign objects can run foreign code; whoever trusts it can save its tensors alone'
-    return 'it is not a file of torch' if isinstance(e, (pickle.UnpicklingError, EOFError)) else (str(e).splitlines() or [type(e).__name__])[0]
+    if foreign:
+        return (f'it holds a {foreign[1]} besides tensors, and unpickling foreign objects can run foreign code; '
+                'whoever trusts it can save its tensors alone')
+    if isinstance(e, (pickle.UnpicklingError, EOFError)): return 'it is not a file of torch'
+    return (str(e).splitlines() or [type(e).__name__])[0]
 
-def _read_folder(path):
+def _read_folder(path) -> tuple[dict, dict]:
     "A Hugging Face folder (whole or in shards), or the checkpoint of a run folder"
     files = sorted(path.glob('*.safetensors'))
     if (path/'config.json').exists() and files:
-        index = path/'model.safetensors.index.json'
-        if index.exists():
-            if lost := sorted(set(json.loads(index.read_text())['weight_map'].values()) - {f.name for f in files}): raise FileNotFoundError(f'{path} lacks {", ".join(lost)}, which its index names')
-        return {n: t for file in files for n, t in read_file(file)[0].items()}, dict(huggingface=json.loads((path/'config.json').read_text()))
+        _refuse_lost_shards(path, files)
+        tensors = {name: tensor for file in files for name, tensor in read_file(file)[0].items()}
+        return tensors, dict(huggingface=json.loads((path/'config.json').read_text()))
     if (path/'checkpoint.pt').exists(): return read_file(path/'checkpoint.pt')
-    raise FileNotFoundError(f'no checkpoint in {path}: neither config.json with *.safetensors (Hugging Face) nor checkpoint.pt (a run)')
+    raise FileNotFoundError(f'no checkpoint in {path}: neither config.json with *.safetensors (Hugging Face) '
+                            'nor checkpoint.pt (a run)')
+
+def _refuse_lost_shards(path, files):
+    "All files that the index of a Hugging Face folder names must be there"
+    index = path/'model.safetensors.index.json'
+    if not index.exists(): return
+    lost = sorted(set(json.loads(index.read_text())['weight_map'].values()) - {f.name for f in files})
+    if lost: raise FileNotFoundError(f'{path} lacks {", ".join(lost)}, which its index names')
 
 # %% ../nbs/25_checkpoint.ipynb #6b3dd32b
 class Stored(NamedTuple):
@@ -69,28 +87,54 @@ class Stored(NamedTuple):
     more: dict   # epoch, loss and the like; names that belong to no part
 
 _prefixes = {'module.backbone.': 'vjepa1', 'backbone.': 'nano', 'module.': 'ijepa'}
-_parts = ('target_encoder', 'ema_encoder', 'encoder', 'predictor') # in this order `load_checkpoint` looks for an encoder
+_parts = ('target_encoder', 'ema_encoder', 'encoder', 'predictor') # in the order in which an encoder is looked for
 
-def take_apart(path) -> Stored:
+def take_apart(
+    path # as for `read_file`
+)->Stored: # raises ValueError where no encoder is found
     "Find the layout of a checkpoint and give its tensors our names"
     content, described = read_file(path)
     nested = {p: content[p] for p in _parts if isinstance(content.get(p), dict)}
-    if nested:
-        config = content['config'] if isinstance(content.get('config'), dict) else {}
-        parts = {p: {'mask_tokens.0' if n == 'mask_token' else n: t for n, t in strip_prefix(state).items()} for p, state in nested.items()}
-        more = {k: v for k, v in content.items() if isinstance(v, (int, float, str))}
-        return Stored('jepa' if config else _layout(nested[next(iter(nested))], parts), parts, config, more)
-    if 'encoder' in described: return Stored('jepa', {p: _under(content, f'{p}.') for p in _parts if _under(content, f'{p}.')}, described, described.get('more', {}))
-    if any('embeddings.patch_embeddings.' in n for n in content):
-        parts, rest = from_huggingface(content)
-        return Stored('huggingface', parts, config_from_huggingface(described.get('huggingface')), {'no part of encoder or predictor': rest} if rest else {})
+    if nested: return _take_nested(content, nested)
+    if 'encoder' in described: return _take_own(content, described)
+    if any('embeddings.patch_embeddings.' in n for n in content): return _take_huggingface(content, described)
     bare = strip_prefix(content)
     if 'classifier_head.weight' in bare: bare = _under(bare, 'encoder.')
-    if 'patch_embed.proj.weight' in bare: return Stored(_layout(content, dict(encoder=bare), 'pico'), dict(encoder=bare), {}, {})
-    hint = '; it is a probe, for jepa.probe.load_probe' if {'classifier', 'classifiers'} & set(content) or described.get('kind') == 'probe' else ''
-    raise ValueError(f"{path} has no encoder of a layout known here; it has {', '.join(map(str, list(content)[:6]))}{', ...' if len(content) > 6 else ''}{hint}")
+    if 'patch_embed.proj.weight' in bare:
+        return Stored(_layout(content, dict(encoder=bare), 'pico'), dict(encoder=bare), {}, {})
+    raise ValueError(_no_encoder(path, content, described))
 
-def _under(tensors, prefix): return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+# %% ../nbs/25_checkpoint.ipynb #358f4fa1
+def _take_nested(content, nested) -> Stored:
+    "A training file: a dictionary for each part"
+    config = content['config'] if isinstance(content.get('config'), dict) else {}
+    rename = lambda state: {'mask_tokens.0' if n == 'mask_token' else n: t for n, t in strip_prefix(state).items()}
+    parts = {part: rename(state) for part, state in nested.items()}
+    more = {k: v for k, v in content.items() if isinstance(v, (int, float, str))}
+    return Stored('jepa' if config else _layout(nested[next(iter(nested))], parts), parts, config, more)
+
+def _take_own(content, described) -> Stored:
+    "A file of `save_checkpoint`"
+    parts = {part: _under(content, f'{part}.') for part in _parts}
+    parts = {part: state for part, state in parts.items() if state}
+    return Stored('jepa', parts, described, described.get('more', {}))
+
+def _take_huggingface(content, described) -> Stored:
+    "A folder of Hugging Face"
+    parts, rest = from_huggingface(content)
+    more = {'no part of encoder or predictor': rest} if rest else {}
+    return Stored('huggingface', parts, config_from_huggingface(described.get('huggingface')), more)
+
+def _no_encoder(path, content, described) -> str:
+    "What is said of a file without an encoder"
+    names = ', '.join(map(str, list(content)[:6])) + (', ...' if len(content) > 6 else '')
+    is_probe = {'classifier', 'classifiers'} & set(content) or described.get('kind') == 'probe'
+    hint = '; it is a probe, for jepa.probe.load_probe' if is_probe else ''
+    return f'{path} has no encoder of a layout known here; it has {names}{hint}'
+
+# %% ../nbs/25_checkpoint.ipynb #4fa5a290
+def _under(tensors, prefix) -> dict:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 def _layout(names, parts, without_prefix='ijepa') -> str:
     "Name the layout from the names as stored and the parts"
@@ -107,7 +151,6 @@ def rotates(parts:dict) -> bool:
 
 # %% ../nbs/25_checkpoint.ipynb #d157ad74
 _clips = {(8, 224), (16, 224), (16, 256), (16, 384), (64, 256), (64, 384)} # frames and pixels of published models
-_level_blocks = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 40: (9, 19, 29, 39), 48: (11, 23, 37, 47)} # V-JEPA 2.1
 
 def clip_of(
     table:torch.Tensor, # (1, N, D) stored positions
@@ -120,17 +163,34 @@ def clip_of(
     clip = lambda g: dict(num_frames=g.T*tubelet_size, height=g.H*patch_size, width=g.W*patch_size)
     for grid in grids:
         for uniform in (True, False):
-            if torch.allclose(table[0, -1].float(), sincos_3d(D, grid, uniform, ids=torch.tensor([N - 1]))[0, 0], atol=1e-5): return dict(clip(grid), positions='sincos', uniform_power=uniform)
-    return dict(clip(min(grids, key=lambda g: ((g.T*tubelet_size, g.H*patch_size) not in _clips, abs(math.log(g.T/g.H))))), positions='learned')
+            last = sincos_3d(D, grid, uniform, ids=torch.tensor([N - 1]))[0, 0]
+            if torch.allclose(table[0, -1].float(), last, atol=1e-5):
+                return dict(clip(grid), positions='sincos', uniform_power=uniform)
+    def unlikely(g): # published sizes first, then the grid nearest to a cube
+        return (g.T*tubelet_size, g.H*patch_size) not in _clips, abs(math.log(g.T/g.H))
+    return dict(clip(min(grids, key=unlikely)), positions='learned')
 
+# %% ../nbs/25_checkpoint.ipynb #9b4c8e22
 def heads_of(embed_dim:int, depth:int, mlp_ratio:float) -> tuple[int, bool]: # heads, whether the size is known
     "The number of heads of a published size, or heads of 64 numbers"
     for s in SIZES.values():
-        if (s['embed_dim'], s['depth'], round(s['mlp_ratio'], 3)) == (embed_dim, depth, round(mlp_ratio, 3)): return s['num_heads'], True
+        if (s['embed_dim'], s['depth'], round(s['mlp_ratio'], 3)) == (embed_dim, depth, round(mlp_ratio, 3)):
+            return s['num_heads'], True
     return max(1, embed_dim//64), False
 
-def count_blocks(state, prefix): return 1 + max((int(n.removeprefix(prefix).split('.')[0]) for n in state if n.startswith(prefix)), default=-1)
+def count_blocks(state, prefix) -> int:
+    "One more than the largest number after `prefix`"
+    return 1 + max((int(n.removeprefix(prefix).split('.')[0]) for n in state if n.startswith(prefix)), default=-1)
 
+_level_blocks = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 40: (9, 19, 29, 39), 48: (11, 23, 37, 47)} # V-JEPA 2.1
+
+def _level_fields(state, depth) -> dict:
+    "What V-JEPA 2.1 adds: its clip, interleaved rotations, and the blocks whose outputs are kept"
+    levels = _level_blocks.get(depth) or tuple(depth*(i + 1)//4 - 1 for i in range(4))
+    return dict(height=384, width=384, rope_tables='interleaved', rope_side=16,
+                modalities='img_mod_embed' in state, levels=levels)
+
+# %% ../nbs/25_checkpoint.ipynb #cfd9aaf0
 def encoder_config_of(
     state:dict,  # an encoder's tensors
     rotating:bool=False, # positions are rotations (V-JEPA 2, 2.1)
@@ -138,31 +198,40 @@ def encoder_config_of(
 )->EncoderConfig:
     "The configuration that fits an encoder's tensors"
     for name in ('patch_embed.proj.weight', 'blocks.0.mlp.fc1.weight'):
-        if name not in state: raise KeyError(f"no '{name}' among the encoder's tensors ({', '.join(list(state)[:4])}, ...)")
+        if name not in state:
+            raise KeyError(f"no '{name}' among the encoder's tensors ({', '.join(list(state)[:4])}, ...)")
     weight = state['patch_embed.proj.weight']
     embed_dim, patch, tubelet = weight.shape[0], weight.shape[-1], weight.shape[2] if weight.ndim == 5 else 1
     depth, mlp_ratio = count_blocks(state, 'blocks.'), state['blocks.0.mlp.fc1.weight'].shape[0]/embed_dim
-    found = dict(patch_size=patch, tubelet_size=tubelet, embed_dim=embed_dim, depth=depth, mlp_ratio=mlp_ratio, num_heads=heads_of(embed_dim, depth, mlp_ratio)[0])
-    if 'pos_embed' in state: found |= clip_of(state['pos_embed'], patch, tubelet)
-    if rotating: found = {**dict(num_frames=64, height=256, width=256), **found, 'positions': 'rope'}
-    found.pop('uniform_power' if rotating else '', None)
-    if 'norms_block.0.weight' in state:
-        found |= dict(height=384, width=384, rope_tables='interleaved', rope_side=16, modalities='img_mod_embed' in state, levels=_level_blocks.get(depth) or tuple(depth*(i + 1)//4 - 1 for i in range(4)))
-    return EncoderConfig.from_dict({**found, **known})
+    fields = dict(patch_size=patch, tubelet_size=tubelet, embed_dim=embed_dim, depth=depth, mlp_ratio=mlp_ratio,
+                  num_heads=heads_of(embed_dim, depth, mlp_ratio)[0])
+    if 'pos_embed' in state: fields |= clip_of(state['pos_embed'], patch, tubelet)
+    if rotating:
+        fields.pop('uniform_power', None)
+        fields = {**dict(num_frames=64, height=256, width=256), **fields, 'positions': 'rope'}
+    if 'norms_block.0.weight' in state: fields |= _level_fields(state, depth)
+    return EncoderConfig.from_dict({**fields, **known})
 
+# %% ../nbs/25_checkpoint.ipynb #b93ba0bc
 def predictor_config_of(
     state:dict, encoder:EncoderConfig, # a predictor's tensors; the encoder that it reads
-    **known
+    **known # fields that the caller knows
 )->PredictorConfig:
     "The configuration that fits a predictor's tensors"
     mlp_embed = 'predictor_embed.0.weight' in state
     width, target = state['predictor_norm.weight'].shape[0], state['predictor_proj.weight'].shape[0]
-    found = dict(embed_dim=width, depth=count_blocks(state, 'predictor_blocks.'), mlp_ratio=state['predictor_blocks.0.mlp.fc1.weight'].shape[0]/width, num_mask_tokens=count_blocks(state, 'mask_tokens.'),
-                 num_heads=12 if encoder.positions == 'rope' and width == 384 else 0, target_dim=0 if target == encoder.embed_dim else target,
-                 embed_hidden=state['predictor_embed.0.weight'].shape[0] if mlp_embed else 0, predict_context='predictor_proj_context.weight' in state)
-    return PredictorConfig.from_dict({**found, **known})
+    fields = dict(embed_dim=width, depth=count_blocks(state, 'predictor_blocks.'),
+                  mlp_ratio=state['predictor_blocks.0.mlp.fc1.weight'].shape[0]/width,
+                  num_mask_tokens=count_blocks(state, 'mask_tokens.'),
+                  num_heads=12 if encoder.positions == 'rope' and width == 384 else 0,
+                  target_dim=0 if target == encoder.embed_dim else target,
+                  embed_hidden=state['predictor_embed.0.weight'].shape[0] if mlp_embed else 0,
+                  predict_context='predictor_proj_context.weight' in state)
+    return PredictorConfig.from_dict({**fields, **known})
 
 # %% ../nbs/25_checkpoint.ipynb #5335f2b6
+_fates = ('matched', 'missing', 'unexpected', 'reshaped', 'interpolated')
+
 @dataclass
 class LoadReport:
     "Names of stored tensors by what became of them"
@@ -175,12 +244,15 @@ class LoadReport:
 
     @property
     def complete(self) -> bool: return not self.missing and not self.unexpected
-    def __str__(self): return ', '.join(f'{len(getattr(self, k))} {k}' for k in ('matched', 'missing', 'unexpected', 'reshaped', 'interpolated'))
+    def __str__(self): return ', '.join(f'{len(getattr(self, fate))} {fate}' for fate in _fates)
     def __repr__(self):
-        rows = [(k, getattr(self, k)) for k in ('matched', 'missing', 'unexpected', 'reshaped', 'interpolated')]
-        lines = [f"{k:<13}{len(names):>4}  {', '.join(names[:2])}{', ...' if len(names) > 2 else ''}".rstrip() for k, names in rows]
+        rows = [(fate, getattr(self, fate)) for fate in _fates]
+        lines = [f'{fate:<13}{len(names):>4}  {_first(names)}'.rstrip() for fate, names in rows]
         return '\n'.join(lines + [f'note: {n}' for n in self.notes])
 
+def _first(names, n=2) -> str: return ', '.join(names[:n]) + (', ...' if len(names) > n else '')
+
+# %% ../nbs/25_checkpoint.ipynb #3046e1e9
 def fill(
     make,             # makes the module
     tensors:dict,     # name -> tensor
@@ -191,26 +263,39 @@ def fill(
     if partial: model = make()
     else:
         with torch.device('meta'): model = make() # shapes only: no weight is drawn to be thrown away
-    wanted, ready = model.state_dict(), {}
-    squeezed = lambda t: [n for n in t.shape if n != 1]
-    for name, like in wanted.items():
-        tensor = tensors.get(name)
-        if tensor is None: report.missing.append(f'{part}.{name}')
-        elif tensor.shape == like.shape: report.matched.append(f'{part}.{name}')
-        elif squeezed(tensor) == squeezed(like): report.reshaped.append(f'{part}.{name}')
-        else: report.missing.append(f'{part}.{name} (stored {tuple(tensor.shape)}, needed {tuple(like.shape)})'); continue
-        if tensor is not None: ready[name] = tensor.to(torch.float32, copy=True).reshape(like.shape)
-    report.unexpected += [f'{part}.{name}' for name in tensors if name not in wanted]
-    if kinds := {str(t.dtype) for t in tensors.values()} - {'torch.float32'}: report.notes.append(f"{part}: {', '.join(sorted(kinds))} became torch.float32")
-    if partial: model.load_state_dict(ready, strict=False)
-    elif report.complete: model.load_state_dict(ready, assign=True)
+    state = _fitting(model.state_dict(), tensors, report, part)
+    if kinds := {str(t.dtype) for t in tensors.values()} - {'torch.float32'}:
+        report.notes.append(f"{part}: {', '.join(sorted(kinds))} became torch.float32")
+    if partial: model.load_state_dict(state, strict=False)
+    elif report.complete: model.load_state_dict(state, assign=True)
     return model.eval()
+
+def _fitting(target, tensors, report, part) -> dict:
+    "The tensors that fit a module's state; the report says what became of each"
+    state = {}
+    for name, like in target.items():
+        tensor = tensors.get(name)
+        fate, label = _fate(tensor, like)
+        getattr(report, fate).append(f'{part}.{name}{label}')
+        if fate != 'missing': state[name] = tensor.to(torch.float32, copy=True).reshape(like.shape)
+    report.unexpected += [f'{part}.{name}' for name in tensors if name not in target]
+    return state
+
+# %% ../nbs/25_checkpoint.ipynb #179eb13f
+def _fate(tensor, like) -> tuple[str, str]: # a list of `LoadReport`; what is said behind the name
+    "What becomes of a stored tensor in the place of `like`"
+    squeezed = lambda t: [n for n in t.shape if n != 1]
+    if tensor is None: return 'missing', ''
+    if tensor.shape == like.shape: return 'matched', ''
+    if squeezed(tensor) == squeezed(like): return 'reshaped', ''
+    return 'missing', f' (stored {tuple(tensor.shape)}, needed {tuple(like.shape)})'
 
 def refuse_partial(report:LoadReport, path, partial:bool=False):
     "Raise where a load would be partial"
-    if not report.complete and not partial:
-        first = lambda names: f" ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})" if names else ''
-        raise ValueError(f'{path} does not fit: {len(report.missing)} tensors missing{first(report.missing)}, {len(report.unexpected)} unexpected{first(report.unexpected)}; partial=True loads what fits')
+    if report.complete or partial: return
+    examples = lambda names: f' ({_first(names)})' if names else ''
+    raise ValueError(f'{path} does not fit: {len(report.missing)} tensors missing{examples(report.missing)}, '
+                     f'{len(report.unexpected)} unexpected{examples(report.unexpected)}; partial=True loads what fits')
 
 # %% ../nbs/25_checkpoint.ipynb #98b59e15
 class Checkpoint(NamedTuple):
@@ -223,9 +308,11 @@ class Checkpoint(NamedTuple):
     config: dict        # the stored configuration, where there is one
     more: dict          # epoch, loss and the like
     def __repr__(self):
-        c = self.encoder.config
-        return f"{self.layout} layout, {self.part}: {c.num_frames}x{c.height}x{c.width}, width {c.embed_dim}, depth {c.depth}, {c.num_heads} heads, positions {c.positions}{'' if self.predictor is None else '; with predictor'}\n{self.report!r}"
+        c, predictor = self.encoder.config, '' if self.predictor is None else '; with predictor'
+        return (f'{self.layout} layout, {self.part}: {c.num_frames}x{c.height}x{c.width}, width {c.embed_dim}, '
+                f'depth {c.depth}, {c.num_heads} heads, positions {c.positions}{predictor}\n{self.report!r}')
 
+# %% ../nbs/25_checkpoint.ipynb #21678098
 def load_checkpoint(
     path,              # a file, a Hugging Face folder or a run folder
     part:str=None,     # `target_encoder` (by default, where there is one), `ema_encoder` or `encoder`
@@ -235,39 +322,79 @@ def load_checkpoint(
 )->Checkpoint:
     "Load any checkpoint; layout and size are found in the tensors"
     stored, report = take_apart(path), LoadReport()
-    found = [p for p in stored.parts if p != 'predictor']
-    part = part or (found or [''])[0]
-    if part not in found: raise KeyError(f"{path} has no '{part}'; it has {', '.join(found) or 'no encoder'}")
-    tensors, config = dict(stored.parts[part]), _encoder_config(stored, part, encoder)
-    if config.positions == 'rope' and tensors.pop('pos_embed', None) is not None: report.notes.append(f'{part}.pos_embed is stored, but positions are rotations: not used')
-    if not stored.config and 'num_heads' not in encoder and not heads_of(config.embed_dim, config.depth, config.mlp_ratio)[1]: report.notes.append(f'{config.num_heads} heads assumed: this size is not in SIZES; num_heads=... says otherwise')
-    if not stored.config and config.positions != 'sincos' and not {'num_frames', 'height', 'width'} <= set(encoder): report.notes.append(f'a clip of {config.num_frames}x{config.height}x{config.width} assumed; num_frames=..., height=..., width=... say otherwise')
-    if rest := stored.more.get('no part of encoder or predictor'): report.notes.append(f'{len(rest)} tensors are of no part ({rest[0]}, ...)')
-    own = {k: v for k, v in encoder.items() if k not in ('num_frames', 'height', 'width')} # the clip that the tables are made for
-    made_for = config if 'pos_embed' not in tensors or tensors['pos_embed'].shape[1] == config.grid.tokens else _encoder_config(stored, part, own)
-    _resize(tensors, 'pos_embed', made_for, config, report, part)
-    model = fill(lambda: Encoder(config), tensors, report, part, partial)
-    guess = None
-    if any(n.startswith('transformer_decoder.') for n in stored.parts.get('predictor', {})): report.notes.append("pico-JEPA's predictor is left out (jepa.pico reads it)")
-    elif 'predictor' in stored.parts:
-        tensors = dict(stored.parts['predictor'])
-        c = PredictorConfig.from_dict({**stored.config['predictor'], **(predictor or {})}) if 'predictor' in stored.config else predictor_config_of(tensors, config, **(predictor or {}))
-        _resize(tensors, 'predictor_pos_embed', made_for, config, report, 'predictor')
-        guess = fill(lambda: Predictor(c, config), tensors, report, 'predictor', partial)
-        if config.positions == 'rope' and not stored.config and 'num_heads' not in (predictor or {}): report.notes.append(f'{guess.num_heads} heads of the predictor assumed; predictor=dict(num_heads=...) says otherwise')
+    part = _part(path, stored, part)
+    config = _encoder_config(stored, part, encoder)
+    old = _stored_config(stored, part, config, encoder)
+    report.notes += _encoder_notes(stored, part, config, encoder)
+    model = _load_encoder(stored, part, old, config, report, partial)
+    guess = _load_predictor(stored, old, config, predictor or {}, report, partial)
     refuse_partial(report, path, partial)
     return Checkpoint(stored.layout, part, model, guess, report, stored.config, stored.more)
 
-def _encoder_config(stored, part, known) -> EncoderConfig:
-    "Of the file if it holds one, else of the tensors"
-    if 'encoder' in stored.config: return EncoderConfig.from_dict({**stored.config['encoder'], **known})
-    return encoder_config_of(stored.parts[part], rotates(stored.parts), **known)
+def _part(path, stored, part) -> str:
+    "The encoder to load: the one that is asked for, or the first"
+    encoders = [p for p in stored.parts if p != 'predictor']
+    part = part or (encoders or [''])[0]
+    if part not in encoders: raise KeyError(f"{path} has no '{part}'; it has {', '.join(encoders) or 'no encoder'}")
+    return part
 
-def _resize(tensors, name, old, new, report, part):
+# %% ../nbs/25_checkpoint.ipynb #4a907734
+def _encoder_config(stored, part, fields) -> EncoderConfig:
+    "Of the file if it holds one, else of the tensors"
+    if 'encoder' in stored.config: return EncoderConfig.from_dict({**stored.config['encoder'], **fields})
+    return encoder_config_of(stored.parts[part], rotates(stored.parts), **fields)
+
+def _stored_config(stored, part, config, fields) -> EncoderConfig:
+    "The configuration whose clip the stored table of positions is made for"
+    table = stored.parts[part].get('pos_embed')
+    if config.positions == 'rope' or table is None or table.shape[1] == config.grid.tokens: return config
+    clip = ('num_frames', 'height', 'width')
+    return _encoder_config(stored, part, {k: v for k, v in fields.items() if k not in clip})
+
+def _resize(tensors, name, old, config, report, part):
     "Interpolate a table of positions to the clip that was asked for"
-    if name in tensors and old.grid != new.grid and tensors[name].shape[1] == old.grid.tokens:
-        tensors[name] = resize_positions(tensors[name].float(), old.grid, new.grid)
+    if name in tensors and old.grid != config.grid and tensors[name].shape[1] == old.grid.tokens:
+        tensors[name] = resize_positions(tensors[name].float(), old.grid, config.grid)
         report.interpolated.append(f'{part}.{name}')
+
+# %% ../nbs/25_checkpoint.ipynb #446e1c3d
+def _load_encoder(stored, part, old, config, report, partial) -> Encoder:
+    "The encoder, with positions for its clip"
+    tensors = dict(stored.parts[part])
+    if config.positions == 'rope': tensors.pop('pos_embed', None)
+    _resize(tensors, 'pos_embed', old, config, report, part)
+    return fill(lambda: Encoder(config), tensors, report, part, partial)
+
+def _load_predictor(stored, old, config, fields, report, partial) -> Predictor|None:
+    "The predictor, where the file has one that this package makes"
+    tensors = dict(stored.parts.get('predictor', {}))
+    if any(n.startswith('transformer_decoder.') for n in tensors):
+        report.notes.append("pico-JEPA's predictor is left out (jepa.pico reads it)")
+        return None
+    if 'predictor' not in stored.parts: return None
+    if 'predictor' in stored.config: own = PredictorConfig.from_dict({**stored.config['predictor'], **fields})
+    else: own = predictor_config_of(tensors, config, **fields)
+    _resize(tensors, 'predictor_pos_embed', old, config, report, 'predictor')
+    model = fill(lambda: Predictor(own, config), tensors, report, 'predictor', partial)
+    if config.positions == 'rope' and not stored.config and 'num_heads' not in fields:
+        report.notes.append(f'{model.num_heads} heads of the predictor assumed; '
+                            'predictor=dict(num_heads=...) says otherwise')
+    return model
+
+# %% ../nbs/25_checkpoint.ipynb #44d9f167
+def _encoder_notes(stored, part, config, fields):
+    "What is assumed about an encoder, and what of its file is not used"
+    if config.positions == 'rope' and 'pos_embed' in stored.parts[part]:
+        yield f'{part}.pos_embed is stored, but positions are rotations: not used'
+    if not stored.config and 'num_heads' not in fields and not _known_size(config):
+        yield f'{config.num_heads} heads assumed: this size is not in SIZES; num_heads=... says otherwise'
+    if not stored.config and config.positions != 'sincos' and not {'num_frames', 'height', 'width'} <= set(fields):
+        yield (f'a clip of {config.num_frames}x{config.height}x{config.width} assumed; '
+               'num_frames=..., height=..., width=... say otherwise')
+    if rest := stored.more.get('no part of encoder or predictor'):
+        yield f'{len(rest)} tensors are of no part ({rest[0]}, ...)'
+
+def _known_size(config) -> bool: return heads_of(config.embed_dim, config.depth, config.mlp_ratio)[1]
 
 # %% ../nbs/25_checkpoint.ipynb #99f40ef5
 layouts = ('jepa', 'vjepa', 'huggingface')
@@ -277,49 +404,69 @@ def save_checkpoint(
     encoder:Encoder, predictor:Predictor=None,
     layout:Literal['jepa', 'vjepa', 'huggingface']='jepa',
     **more              # numbers and texts to keep in the file
-)->Path:
+)->Path: # raises ValueError where the layout has no place for what the model is
     "Write encoder and predictor"
     if layout not in layouts: raise ValueError(f"no layout '{layout}' can be written; {nearest(layout, layouts)}")
     path = Path(path)
-    state = lambda m: {} if m is None else {n: t.detach().cpu().contiguous() for n, t in m.state_dict().items()}
-    {'jepa': _save_own, 'vjepa': _save_vjepa, 'huggingface': _save_huggingface}[layout](path, encoder, predictor, state(encoder), state(predictor), more)
+    save = dict(jepa=_save_own, vjepa=_save_vjepa, huggingface=_save_huggingface)[layout]
+    save(path, encoder, predictor, _state(encoder), _state(predictor), more)
     return path
 
-def _save_own(path, encoder, predictor, e, p, more):
+def _state(module) -> dict:
+    "The tensors of a module, on the CPU"
+    return {} if module is None else {n: t.detach().cpu().contiguous() for n, t in module.state_dict().items()}
+
+def _save_own(path, encoder, predictor, e, p, more): # e, p: their tensors
     "safetensors with JSON"
     if path.suffix != '.safetensors': raise ValueError(f'{path.name}: files of the jepa layout end in .safetensors')
-    described = dict(encoder=encoder.config.to_dict(), more=more) | ({} if predictor is None else dict(predictor=predictor.config.to_dict()))
+    described = dict(encoder=encoder.config.to_dict(), more=more)
+    if predictor is not None: described['predictor'] = predictor.config.to_dict()
     tensors = {f'encoder.{n}': t for n, t in e.items()} | {f'predictor.{n}': t for n, t in p.items()}
     with write_beside(path) as temporary: save_file(tensors, temporary, metadata=dict(jepa=json.dumps(described)))
 
+# %% ../nbs/25_checkpoint.ipynb #79e384b2
 def _save_vjepa(path, encoder, predictor, e, p, more):
     "Dictionaries of tensors under `module.backbone.`"
     c = encoder.config
-    if c.positions == 'rope' and not c.levels: e = {**e, 'pos_embed': torch.zeros(1, c.grid.tokens, c.embed_dim)} # stored, not used
-    back = encoder_config_of(e, c.positions == 'rope')
-    _same_again(c, back, ('uniform_power',) if c.positions != 'sincos' else ())
-    if predictor is not None:
-        own = predictor.config.replace(num_heads=predictor.num_heads, zero_init=True)
-        again = predictor_config_of(p, c)
-        _same_again(own, again.replace(num_heads=again.num_heads or c.num_heads, target_dim=own.target_dim and again.target_dim))
-    named = lambda state: {f'module.backbone.{n}': t for n, t in state.items()}
-    parts = dict(ema_encoder=named(e)) if c.levels else dict(encoder=named(e), target_encoder=named(e))
-    with write_beside(path) as temporary: torch.save({**parts, **(dict(predictor=named(p)) if p else {}), **more}, temporary)
+    if c.positions == 'rope' and not c.levels: # stored, not used
+        e = {**e, 'pos_embed': torch.zeros(1, c.grid.tokens, c.embed_dim)}
+    _same_again(c, encoder_config_of(e, c.positions == 'rope'), ('uniform_power',) if c.positions != 'sincos' else ())
+    if predictor is not None: _same_predictor_again(predictor, p, c)
+    nested = lambda state: {f'module.backbone.{n}': t for n, t in state.items()}
+    parts = dict(ema_encoder=nested(e)) if c.levels else dict(encoder=nested(e), target_encoder=nested(e))
+    if p: parts['predictor'] = nested(p)
+    with write_beside(path) as temporary: torch.save({**parts, **more}, temporary)
+
+def _same_predictor_again(predictor, p, encoder_config):
+    "The same for a predictor, whose heads may be the encoder's"
+    own = predictor.config.replace(num_heads=predictor.num_heads, zero_init=True)
+    again = predictor_config_of(p, encoder_config)
+    _same_again(own, again.replace(num_heads=again.num_heads or encoder_config.num_heads,
+                                   target_dim=own.target_dim and again.target_dim))
 
 def _same_again(config, again, ignore=()):
     "Refuse what the reader of Meta's layout would take for something else"
     for name, value in config.to_dict().items():
         if name not in ignore and getattr(again, name) != value:
-            raise ValueError(f"Meta's layout has no place for {type(config).__name__}.{name}={value}: it would be read as {getattr(again, name)}; use the layout jepa")
+            raise ValueError(f"Meta's layout has no place for {type(config).__name__}.{name}={value}: "
+                             f'it would be read as {getattr(again, name)}; use the layout jepa')
 
+# %% ../nbs/25_checkpoint.ipynb #2eeafecb
 def _save_huggingface(path, encoder, predictor, e, p, more):
     "A folder for `VJEPA2Model`"
-    c = encoder.config
-    if c.positions != 'rope' or c.levels or c.rope_tables != 'tiled' or c.rope_side: raise ValueError(f'VJEPA2Model is V-JEPA 2; this encoder has positions {c.positions}, tables {c.rope_tables}, {len(c.levels)} levels')
+    _refuse_other_than_vjepa2(encoder.config, predictor)
+    with write_beside(path/'model.safetensors') as temporary:
+        save_file(to_huggingface(e, p), temporary, metadata=dict(format='pt'))
+    config = config_to_huggingface(encoder.config, predictor.config, predictor.num_heads)
+    write_json(path/'config.json', config | ({'jepa': more} if more else {}))
+
+def _refuse_other_than_vjepa2(c, predictor):
+    "Raise where `VJEPA2Model` would be another network"
+    if c.positions != 'rope' or c.levels or c.rope_tables != 'tiled' or c.rope_side:
+        raise ValueError(f'VJEPA2Model is V-JEPA 2; this encoder has positions {c.positions}, '
+                         f'tables {c.rope_tables}, {len(c.levels)} levels')
     if predictor is None: raise ValueError('VJEPA2Model has a predictor, and this model has none; use the layout jepa')
     if c.height != c.width: raise ValueError(f'VJEPA2Model is for square clips, not {c.height}x{c.width}')
-    with write_beside(path/'model.safetensors') as temporary: save_file(to_huggingface(e, p), temporary, metadata=dict(format='pt'))
-    write_json(path/'config.json', config_to_huggingface(c, predictor.config, predictor.num_heads) | ({'jepa': more} if more else {}))
 
 # %% ../nbs/25_checkpoint.ipynb #b3800c04
 def convert(
@@ -333,34 +480,47 @@ def convert(
     save_checkpoint(destination, loaded.encoder, loaded.predictor, layout)
     return loaded.report
 
+# %% ../nbs/25_checkpoint.ipynb #c369bfe2
 def inspect_checkpoint(
-    path,
+    path,            # as for `read_file`
     names:bool=False # list every tensor
 )->str:
     "What a checkpoint holds: layout, parts, sizes, and the configuration that the tensors imply"
     stored = take_apart(path)
-    line = lambda what, text: f'{what:<15} {text}'
+    line = lambda label, text: f'{label:<15} {text}'
     lines = [line('layout', stored.layout)]
     for part, tensors in stored.parts.items():
-        kinds = ', '.join(sorted({str(t.dtype).removeprefix('torch.') for t in tensors.values()}))
-        lines.append(line(part, f'{len(tensors)} tensors, {sum(t.numel() for t in tensors.values())/1e6:.2f} M numbers, {sum(t.nbytes for t in tensors.values())/2**20:.1f} MiB, {kinds}'))
+        lines.append(line(part, _summary(tensors)))
         if names: lines += [f'  {name}  {tuple(t.shape)}' for name, t in tensors.items()]
-    part = next(p for p in stored.parts if p != 'predictor')
-    config = _encoder_config(stored, part, {})
+    config = _encoder_config(stored, next(p for p in stored.parts if p != 'predictor'), {})
     lines.append(line('configuration', ', '.join(f'{k}={v}' for k, v in config.to_dict().items())))
-    if not stored.config and not heads_of(config.embed_dim, config.depth, config.mlp_ratio)[1]: lines.append(line('', 'num_heads is assumed: this size is not in SIZES'))
+    if not stored.config and not _known_size(config):
+        lines.append(line('', 'num_heads is assumed: this size is not in SIZES'))
     return '\n'.join(lines + [line(k, v) for k, v in stored.more.items()])
+
+def _summary(tensors) -> str:
+    "Number, size and kind of tensors"
+    kinds = ', '.join(sorted({str(t.dtype).removeprefix('torch.') for t in tensors.values()}))
+    numbers, size = sum(t.numel() for t in tensors.values()), sum(t.nbytes for t in tensors.values())
+    return f'{len(tensors)} tensors, {numbers/1e6:.2f} M numbers, {size/2**20:.1f} MiB, {kinds}'
 
 # %% ../nbs/25_checkpoint.ipynb #eb446126
 _meta = 'https://dl.fbaipublicfiles.com/'
-published = {'vjepa1-large': 'jepa/vitl16/vitl16.pth.tar', 'vjepa1-huge': 'jepa/vith16/vith16.pth.tar', 'vjepa1-huge-384': 'jepa/vith16-384/vith16-384.pth.tar',
-    'vjepa2-large': 'vjepa2/vitl.pt', 'vjepa2-huge': 'vjepa2/vith.pt', 'vjepa2-giant': 'vjepa2/vitg.pt', 'vjepa2-giant-384': 'vjepa2/vitg-384.pt',
+_files = {
+    'vjepa1-large': 'jepa/vitl16/vitl16.pth.tar', 'vjepa1-huge': 'jepa/vith16/vith16.pth.tar',
+    'vjepa1-huge-384': 'jepa/vith16-384/vith16-384.pth.tar',
+    'vjepa2-large': 'vjepa2/vitl.pt', 'vjepa2-huge': 'vjepa2/vith.pt',
+    'vjepa2-giant': 'vjepa2/vitg.pt', 'vjepa2-giant-384': 'vjepa2/vitg-384.pt',
     'vjepa2.1-base': 'vjepa2/vjepa2_1_vitb_dist_vitG_384.pt', 'vjepa2.1-large': 'vjepa2/vjepa2_1_vitl_dist_vitG_384.pt',
     'vjepa2.1-giant': 'vjepa2/vjepa2_1_vitg_384.pt', 'vjepa2.1-gigantic': 'vjepa2/vjepa2_1_vitG_384.pt'}
-published |= {f'{name}-{task}-probe': f'{published[name].rsplit("/", 1)[0]}/{task}-probe.pth.tar' for name in ('vjepa1-large', 'vjepa1-huge', 'vjepa1-huge-384') for task in ('k400', 'ssv2', 'in1k', 'places', 'inat')}
-published = {name: _meta + address for name, address in published.items()}
-repositories = ('facebook/vjepa2-vitl-fpc64-256', 'facebook/vjepa2-vith-fpc64-256', 'facebook/vjepa2-vitg-fpc64-256', 'facebook/vjepa2-vitg-fpc64-384')
+_probe_files = {f'{name}-{task}-probe': f'{_files[name].rsplit("/", 1)[0]}/{task}-probe.pth.tar'
+                for name in ('vjepa1-large', 'vjepa1-huge', 'vjepa1-huge-384')
+                for task in ('k400', 'ssv2', 'in1k', 'places', 'inat')}
+published = {name: _meta + file for name, file in {**_files, **_probe_files}.items()}
+repositories = ('facebook/vjepa2-vitl-fpc64-256', 'facebook/vjepa2-vith-fpc64-256',
+                'facebook/vjepa2-vitg-fpc64-256', 'facebook/vjepa2-vitg-fpc64-384')
 
+# %% ../nbs/25_checkpoint.ipynb #345f2a40
 def fetch(
     name:str,        # in `published`, in `repositories`, or an http(s) address
     folder=None,     # where it comes to lie; `settings.data/checkpoints` by default
@@ -371,8 +531,11 @@ def fetch(
     folder = Path(folder or load_settings().data/'checkpoints')
     if name in repositories:
         from huggingface_hub import snapshot_download
-        return Path(snapshot_download(name, local_dir=folder/name.split('/')[1], allow_patterns=['*.json', '*.safetensors']))
+        to = folder/name.split('/')[1]
+        return Path(snapshot_download(name, local_dir=to, allow_patterns=['*.json', '*.safetensors']))
     url = name if name.startswith(('http://', 'https://')) else published.get(name)
-    if url is None: raise KeyError(f"no published checkpoint '{name}'; {nearest(name, [*published, *repositories])}")
+    if url is None:
+        raise KeyError(f"no published checkpoint '{name}'; {nearest(name, [*published, *repositories])}")
     file = url.split('?')[0].rsplit('/', 1)[1]
-    return download(url, folder/(file if url == name else name + ''.join(Path(file).suffixes)), sha256, size, progress=progress, **how)
+    if url != name: file = name + ''.join(Path(file).suffixes)
+    return download(url, folder/file, sha256, size, progress=progress, **how)

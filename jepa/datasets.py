@@ -7,7 +7,14 @@ __all__ = ['licences', 'facts', 'header', 'recognise', 'Index', 'index_dataset',
            'make_part']
 
 # %% ../nbs/14_datasets.ipynb #8eefda16
-import csv, hashlib, io, json, os, re, shutil, zlib
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,63 +32,83 @@ from .data import *
 from .papers import published
 
 # %% ../nbs/14_datasets.ipynb #38058a5c
+def _image_header(path):
+    from PIL import Image
+    try:
+        with Image.open(path) as image: return dict(seconds=0., width=image.width, height=image.height)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise VideoError(path, f'not an image: {type(e).__name__}') from None
+
 def header(
     path # a video or image
 )->dict: # seconds (0 for an image), width, height
     "Length and size from the header of a file; `VideoError` if it has none"
-    if Path(path).suffix.lower() in image_suffixes:
-        from PIL import Image
-        try:
-            with Image.open(path) as image: return dict(seconds=0., width=image.width, height=image.height)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: raise VideoError(path, f'not an image: {type(e).__name__}') from None
+    if Path(path).suffix.lower() in image_suffixes: return _image_header(path)
     try:
         with av.open(str(path)) as file:
             stream = file.streams.best('video')
             if stream is None: raise VideoError(path, 'there is no video stream in it')
             length = stream.duration*stream.time_base if stream.duration else (file.duration or 0)/1e6
-            return dict(seconds=round(float(length), 3), width=stream.codec_context.width, height=stream.codec_context.height)
+            size = stream.codec_context
+            return dict(seconds=round(float(length), 3), width=size.width, height=size.height)
     except (av.FFmpegError, OSError) as e: raise VideoError(path, getattr(e, 'strerror', '') or str(e)) from None
 
 # %% ../nbs/14_datasets.ipynb #7ca2244b
 licences = {
-    'Kinetics': 'annotations CC BY 4.0 (Google); the videos remain their YouTube authors\' and under YouTube\'s terms',
-    'Something-Something v2': 'for non-commercial research, under the licence that Qualcomm asks to accept before download',
-    'ImageNet': 'for non-commercial research and education, under ImageNet\'s terms of access',
+    'Kinetics': "annotations CC BY 4.0 (Google); the videos remain their YouTube authors' and under YouTube's terms",
+    'Something-Something v2':
+        'for non-commercial research, under the licence that Qualcomm asks to accept before download',
+    'ImageNet': "for non-commercial research and education, under ImageNet's terms of access",
     'UCF101': 'videos from YouTube, for research; cite Soomro, Zamir and Shah (2012)',
     'HMDB51': 'CC BY 4.0; cite Kuehne et al. (2011)',
     'Actions': 'embedded: photographs and digits that scikit-learn ships'}
+
+_name_patterns = {
+    'Kinetics': r'_\d{6}_\d{6}\.\w+$',
+    'UCF101': r'v_\w+_g\d+_c\d+\.',
+    'HMDB51': r'_(nm|cm)_np\d_\w\w_\w+_\d+\.',
+    'ImageNet': r'(^|/)n\d{8}[/_]',
+    'Something-Something v2': r'(^|/)\d+\.webm$',
+    'Actions': r'(^|/)actions'}
+
+# %% ../nbs/14_datasets.ipynb #13bc0886
+def _which_kinetics(manifest):
+    "Kinetics with its number of classes, from the folder's name or the classes"
+    folder = re.sub('[-_]', '', str(manifest.root.resolve()).lower())
+    numbers = [n for n in (400, 600, 700) if f'kinetics{n}' in folder or len(manifest.classes) == n]
+    return f'Kinetics-{numbers[0]}' if numbers else 'Kinetics'
 
 def recognise(
     manifest:Manifest
 )->str: # such as 'Kinetics-700', or 'unknown'
     "Which dataset this is, as far as names tell"
     paths = manifest.table.path.iloc[::max(len(manifest)//1000, 1)]
-    share = lambda pattern: np.mean([bool(re.search(pattern, p)) for p in paths])
-    if share(r'_\d{6}_\d{6}\.\w+$') > 0.5:
-        known = [k for k in (400, 600, 700) if f'kinetics{k}' in str(manifest.root.resolve()).lower().replace('-', '').replace('_', '') or len(manifest.classes) == k]
-        return f'Kinetics-{known[0]}' if known else 'Kinetics'
-    patterns = {'UCF101': r'v_\w+_g\d+_c\d+\.', 'HMDB51': r'_(nm|cm)_np\d_\w\w_\w+_\d+\.', 'ImageNet': r'(^|/)n\d{8}[/_]', 'Something-Something v2': r'(^|/)\d+\.webm$', 'Actions': r'(^|/)actions'}
-    return next((name for name, pattern in patterns.items() if share(pattern) > 0.5), 'unknown')
+    for name, pattern in _name_patterns.items():
+        if np.mean([bool(re.search(pattern, p)) for p in paths]) > 0.5:
+            return _which_kinetics(manifest) if name == 'Kinetics' else name
+    return 'unknown'
 
 # %% ../nbs/14_datasets.ipynb #b4122d5d
 facts = ['bytes', 'modified', 'seconds', 'width', 'height'] # that an index adds to a manifest; empty: not looked at
 
-def _looked_up(out):
+def _earlier_rows(out):
     "{absolute path: facts and problem} of an earlier index"
-    found = {}
+    rows = {}
     for file in (out, out.with_suffix('.problems.csv')):
         if not file.exists(): continue
         table = pd.read_csv(file, keep_default_na=False)
-        if not {'path', *facts} <= set(table): raise FileExistsError(f'{file} is there and is not an index; choose another name with --out')
-        for row in table.to_dict('records'): found[os.path.abspath(file.parent/row['path'])] = row
-    return found
+        if not {'path', *facts} <= set(table):
+            raise FileExistsError(f'{file} is there and is not an index; choose another name with --out')
+        for row in table.to_dict('records'): rows[os.path.abspath(file.parent/row['path'])] = row
+    return rows
 
-def _seen(manifest, progress):
+def _stats(manifest, progress):
     "(absolute path, bytes, modified) of every row; bytes -1: not there"
     for path in tqdm(manifest.table.path, desc='Files', unit='file', disable=not progress):
         full = os.path.abspath(manifest.root/path)
-        try: s = os.stat(full); yield full, s.st_size, int(s.st_mtime)
+        try: status = os.stat(full)
         except OSError: yield full, -1, 0
+        else: yield full, status.st_size, int(status.st_mtime)
 
 # %% ../nbs/14_datasets.ipynb #bb330020
 def _sample(paths, n): return set(sorted(paths, key=lambda p: (zlib.crc32(p.encode()), p))[:n])
@@ -89,12 +116,15 @@ def _sample(paths, n): return set(sorted(paths, key=lambda p: (zlib.crc32(p.enco
 def _headers(rows, workers, progress):
     "Fill in what headers tell; a `problem` where they tell nothing"
     jobs = {row['full']: row for row in rows}
-    for path, found in tqdm(decode_safely(list(jobs), header, workers), total=len(jobs), desc='Headers', unit='file', disable=not progress):
-        jobs[path].update(dict(problem=found.reason or 'unreadable') if isinstance(found, VideoError) else found)
+    results = decode_safely(list(jobs), header, workers)
+    for path, result in tqdm(results, total=len(jobs), desc='Headers', unit='file', disable=not progress):
+        if isinstance(result, VideoError): jobs[path]['problem'] = result.reason or 'unreadable'
+        else: jobs[path].update(result)
 
+# %% ../nbs/14_datasets.ipynb #ae182902
 @dataclass
 class Index:
-    "What a folder holds: the usable files as a manifest, the others with their problems, and how this run compares with the last"
+    "What a folder holds: the usable files as a manifest, the others with their problems, and what changed"
     manifest: Manifest
     problems: pd.DataFrame  # path, problem, ...
     kind: str               # which dataset, as far as names tell
@@ -104,9 +134,33 @@ class Index:
 
     def table(self) -> pd.DataFrame:
         "One row a split: classes, files, gigabytes, hours (from the files whose length is known)"
-        t = self.manifest.table.assign(seconds=pd.to_numeric(self.manifest.table.seconds), bytes=pd.to_numeric(self.manifest.table.bytes))
-        rows = t.groupby('split').agg(classes=('class_name', 'nunique'), files=('path', 'size'), GB=('bytes', lambda b: b.sum()/1e9), seconds=('seconds', 'mean'), lengths_known=('seconds', 'count'))
-        return rows.assign(hours=rows.seconds*rows.files/3600)[['classes', 'files', 'GB', 'seconds', 'hours', 'lengths_known']].rename(index={'': 'no split'})
+        table = self.manifest.table
+        table = table.assign(seconds=pd.to_numeric(table.seconds), GB=pd.to_numeric(table.bytes)/1e9)
+        rows = table.groupby('split').agg(classes=('class_name', 'nunique'), files=('path', 'size'), GB=('GB', 'sum'),
+            seconds=('seconds', 'mean'), lengths_known=('seconds', 'count'))
+        rows['hours'] = rows.seconds*rows.files/3600
+        return rows[['classes', 'files', 'GB', 'seconds', 'hours', 'lengths_known']].rename(index={'': 'no split'})
+
+# %% ../nbs/14_datasets.ipynb #9ce2e8a9
+def _compared(row, status, earlier, changes):
+    "A row with its facts: those of an earlier index if the file is as it was"
+    full, size, modified = status
+    same = earlier is not None and (int(earlier['bytes']), int(earlier['modified'])) == (size, modified)
+    changes['unchanged' if same else 'new' if earlier is None else 'changed'] += 1
+    if not same: earlier = dict.fromkeys(('seconds', 'width', 'height', 'problem'), '')
+    lengths = {key: earlier[key] for key in ('seconds', 'width', 'height')}
+    if size < 0: problem = 'listed, but not there'
+    else: problem = earlier.get('problem', '') if size else 'empty'
+    return {**row, 'full': full, 'bytes': size, 'modified': modified, **lengths, 'problem': problem}
+
+def _open_some(rows, n, workers, progress):
+    "Read headers of a sample of `n` files (None: of all) that no earlier run opened; how many"
+    present = [row for row in rows if row['bytes'] > 0]
+    files = {row['full'] for row in present}
+    if n is not None: files = _sample(files, n)
+    unopened = [row for row in present if row['full'] in files and row['seconds'] == '' and not row['problem']]
+    _headers(unopened, workers, progress)
+    return len(unopened)
 
 # %% ../nbs/14_datasets.ipynb #4ccae7fc
 def index_dataset(
@@ -118,104 +172,147 @@ def index_dataset(
     progress:bool=True
 )->Index:
     "Look at every file, write the manifest of the usable ones, and open only what is new"
-    root, how_many = Path(root), dict(sample=200, all=None, none=0)
-    if durations not in how_many: raise ValueError(f"durations '{durations}': {nearest(durations, how_many)}")
+    root, sizes = Path(root), dict(sample=200, all=None, none=0)
+    if durations not in sizes: raise ValueError(f"durations '{durations}': {nearest(durations, sizes)}")
     manifest = read_manifest(root, layout, split)
     out = Path(out or (root/'manifest.csv' if root.is_dir() else root.with_suffix('.manifest.csv')))
-    known, rows, changes = _looked_up(out), [], Counter(new=0, changed=0, unchanged=0)
-    for row, (full, size, modified) in zip(manifest.table.to_dict('records'), _seen(manifest, progress)):
-        old = known.pop(full, None)
-        same = old is not None and (int(old['bytes']), int(old['modified'])) == (size, modified)
-        changes['unchanged' if same else 'new' if old is None else 'changed'] += 1
-        looked = {k: old[k] for k in ('seconds', 'width', 'height')} if same else dict(seconds='', width='', height='')
-        problem = 'listed, but not there' if size < 0 else 'empty' if size == 0 else old.get('problem', '') if same else ''
-        rows.append({**row, 'full': full, 'bytes': size, 'modified': modified, **looked, 'problem': problem})
-    there = [row for row in rows if row['bytes'] > 0]
-    chosen = {row['full'] for row in there} if durations == 'all' else _sample([row['full'] for row in there], how_many[durations])
-    unopened = [row for row in there if row['full'] in chosen and row['seconds'] == '' and not row['problem']]
-    _headers(unopened, workers, progress)
+    earlier, changes = _earlier_rows(out), Counter(new=0, changed=0, unchanged=0)
+    rows = [_compared(row, status, earlier.pop(status[0], None), changes)
+        for row, status in zip(manifest.table.to_dict('records'), _stats(manifest, progress))]
+    opened = _open_some(rows, sizes[durations], workers, progress)
     table = pd.DataFrame(rows)
-    good, names = table[table.problem == ''].drop(columns=['full', 'problem']), manifest.classes
-    if not len(good): raise ValueError(f'{root}: none of {len(table)} files is usable; the first: {table.path[0]}: {table.problem[0]}')
-    usable, problems = Manifest(good, root if root.is_dir() else manifest.root, names), table[table.problem != ''].assign(path=lambda t: t.full).drop(columns='full')
+    good = table[table.problem == ''].drop(columns=['full', 'problem'])
+    if not len(good):
+        first = f'{table.path[0]}: {table.problem[0]}'
+        raise ValueError(f'{root}: none of {len(table)} files is usable; the first: {first}')
+    problems = table[table.problem != ''].assign(path=lambda t: t.full).drop(columns='full')
+    usable = Manifest(good, root if root.is_dir() else manifest.root, manifest.classes)
     usable.save(out)
     with write_beside(out.with_suffix('.problems.csv')) as temporary: problems.to_csv(temporary, index=False)
-    return Index(usable, problems, recognise(manifest), {**changes, 'gone': len(known)}, len(unopened), out)
+    return Index(usable, problems, recognise(manifest), {**changes, 'gone': len(earlier)}, opened, out)
 
 # %% ../nbs/14_datasets.ipynb #f2590a56
 @dataclass(frozen=True)
 class Request(Config):
     "A small dataset to draw"
-    classes: int | tuple[str, ...]      # the first so many that have enough files, or names, in label order
-    counts: dict                        # {split: files of each class}, or {split: {class: files}}; none of a class that is not named
+    classes: int | tuple[str, ...] # the first so many that have enough files, or names, in label order
+    counts: dict                   # {split: files of each class}, or {split: {class: files}}; others: none
     seed: int = 0
-    fewer: bool = False                 # take what there is of a class that has fewer
+    fewer: bool = False            # take what there is of a class that has fewer
 
-    def count(self, split, name): return self.counts[split] if isinstance(self.counts[split], int) else self.counts[split].get(name, 0)
+    def count(self, split, name): # files of one class
+        numbers = self.counts[split]
+        return numbers if isinstance(numbers, int) else numbers.get(name, 0)
 
 # %% ../nbs/14_datasets.ipynb #3f10406a
-def _paper_requests():
-    "The subsets of the papers by name, from their published numbers"
-    nano, pico = published('nano_tab2'), published('pico_classes')
-    out = {f'nano-table2-{r.model}': dict(classes=int(r.classes), counts=dict(train=int(r.train_per_class), val=int(r.validation_per_class))) for r in nano.itertuples()}
-    out['nano-table2'] = dict(classes=int(nano.classes.max()), counts=dict(train=int(nano.train_per_class.max()), val=int(nano.validation_per_class.max())))
-    four = pico.dropna(subset='train_videos')
-    numbers = lambda table, column: {n: int(v) for n, v in zip(table.class_name, table[column])}
-    out['pico-10'] = dict(classes=tuple(pico.class_name), counts=dict(train=numbers(pico, 'pretraining_videos')))
-    out['pico-4'] = dict(classes=tuple(four.class_name), counts=dict(train=numbers(four, 'train_videos'), val=numbers(four, 'validation_videos')))
-    out['pico-table2'] = dict(classes=tuple(pico.class_name), counts=out['pico-10']['counts'] | dict(val=out['pico-4']['counts']['val']))
-    return out
+def _nano_requests():
+    "nano-JEPA's Table 2: models A, B and C, and all that the report takes"
+    table = published('nano_tab2')
+    def of(classes, train, val): return dict(classes=int(classes), counts=dict(train=int(train), val=int(val)))
+    requests = {f'nano-table2-{r.model}': of(r.classes, r.train_per_class, r.validation_per_class)
+        for r in table.itertuples()}
+    largest = table[['classes', 'train_per_class', 'validation_per_class']].max()
+    return requests | {'nano-table2': of(*largest)}
+
+def _pico_requests():
+    "pico-JEPA's ten classes for pretraining, its four of Table 2, and all that the report takes"
+    ten = published('pico_classes')
+    four = ten.dropna(subset='train_videos')
+    def numbers(table, column): return dict(zip(table.class_name, table[column].astype(int)))
+    pretraining, val = numbers(ten, 'pretraining_videos'), numbers(four, 'validation_videos')
+    return {
+        'pico-10': dict(classes=tuple(ten.class_name), counts=dict(train=pretraining)),
+        'pico-4': dict(classes=tuple(four.class_name), counts=dict(train=numbers(four, 'train_videos'), val=val)),
+        'pico-table2': dict(classes=tuple(ten.class_name), counts=dict(train=pretraining, val=val))}
+
+# %% ../nbs/14_datasets.ipynb #b026e15b
+def _class_list(classes):
+    "A number, or names from a list, a file or a text with commas"
+    if isinstance(classes, (list, tuple)): return tuple(classes)
+    text = str(classes)
+    if text.isdigit(): return int(text)
+    return tuple(class_names(text) if Path(text).is_file() else [name.strip() for name in text.split(',')])
 
 def request(
-    classes,              # a name such as `nano-table2-A` or `pico-4`; how many; names with commas between; or a file with one name a line
+    classes,              # a paper's subset (`nano-table2-A`, `pico-4`), how many, names with commas, a file of names
     per_class=50,         # files of each class; one number, or one for each split
     split=('train', 'val'), seed:int=0, fewer:bool=False,
     shrink:int=1          # divides the numbers of files, for trials
 )->Request:
     "What to draw, from what a person types"
-    papers, text = _paper_requests(), str(classes) if not isinstance(classes, (list, tuple)) else ''
-    if text in papers: wanted = papers[text]
+    papers, text = _nano_requests() | _pico_requests(), str(classes)
+    if text in papers: names, counts = papers[text]['classes'], papers[text]['counts']
     elif re.match(r'(nano-table|pico-)', text): raise KeyError(f"no subset '{text}'; {nearest(text, papers)}")
     else:
         each = [per_class]*len(split) if isinstance(per_class, int) else list(per_class)
-        if len(each) != len(split): raise ValueError(f"{len(each)} numbers per class for the {len(split)} splits {', '.join(split)}")
-        names = int(text) if text.isdigit() else tuple(classes if not text else class_names(text) if Path(text).is_file() else [n.strip() for n in text.split(',')])
-        wanted = dict(classes=names, counts=dict(zip(split, each)))
-    if wanted['classes'] == 0 or any(n < 1 for n in wanted['counts'].values() if isinstance(n, int)): raise ValueError('classes and files per class must be at least 1')
-    cut = lambda n: {k: cut(v) for k, v in n.items()} if isinstance(n, dict) else max(round(n/shrink), 1)
-    return Request(wanted['classes'], cut(wanted['counts']), seed, fewer)
+        if len(each) != len(split):
+            raise ValueError(f"{len(each)} numbers per class for the {len(split)} splits {', '.join(split)}")
+        names, counts = _class_list(classes), dict(zip(split, each))
+    if names == 0 or any(n < 1 for n in counts.values() if isinstance(n, int)):
+        raise ValueError('classes and files per class must be at least 1')
+    def cut(n): return {k: cut(v) for k, v in n.items()} if isinstance(n, dict) else max(round(n/shrink), 1)
+    return Request(names, cut(counts), seed, fewer)
 
 # %% ../nbs/14_datasets.ipynb #6b148497
 def _turn(seed, split, path): return hashlib.sha256(f'{seed}/{split}/{Path(path).stem}'.encode()).hexdigest()
 
 def _class_match(names, manifest):
-    "Names as asked -> names of the manifest; Kinetics writes spaces where pico-JEPA writes `_`"
-    plain = lambda name: name.lower().replace('_', ' ')
-    known = {plain(c): c for c in manifest.classes}
+    "{name of the manifest: name of the request}; Kinetics writes spaces where pico-JEPA writes `_`"
+    def plain(name): return name.lower().replace('_', ' ')
+    class_of = {plain(c): c for c in manifest.classes}
     for name in names:
-        if plain(name) not in known: raise KeyError(f"no class '{name}' in the manifest; {nearest(plain(name), known)}")
-    return {known[plain(name)]: name for name in names}
+        if plain(name) not in class_of:
+            raise KeyError(f"no class '{name}' in the manifest; {nearest(plain(name), class_of)}")
+    return {class_of[plain(name)]: name for name in names}
+
+def _large_enough(manifest, wanted, size):
+    "The first classes that have enough files in every split"
+    def enough(name): return all(size(s, name) >= (1 if wanted.fewer else n) for s, n in wanted.counts.items())
+    names = [name for name in manifest.classes if enough(name)][:wanted.classes]
+    if len(names) == wanted.classes: return names
+    sizes = ' and '.join(f'{n} files in {split}' for split, n in wanted.counts.items())
+    remedy = '' if wanted.fewer else '; --fewer takes what there is'
+    raise ValueError(f'only {len(names)} classes have {sizes}; {wanted.classes} were asked for{remedy}')
+
+# %% ../nbs/14_datasets.ipynb #11d3900e
+def _refuse_small(sizes, wanted):
+    "Refuse a class with fewer files than requested; sizes: {(split, class, requested name): files}"
+    for (split, name, alias), size in sizes.items():
+        count = wanted.count(split, alias)
+        if size < (min(1, count) if wanted.fewer else count):
+            files = f"class '{name}' has {size} files in {split}, not {count}"
+            raise ValueError(f'{files}; --fewer takes what there is')
 
 def _queues(manifest, wanted):
     "{(split, class): rows in the order in which they are taken}, and the classes in label order"
-    here_ = set(manifest.table.split)
+    splits = set(manifest.table.split)
     for split in wanted.counts:
-        if split not in here_: raise KeyError(f"the manifest has no split '{split}'; it has {', '.join(sorted(s or 'rows without a split' for s in here_))}")
+        if split in splits: continue
+        names = ', '.join(sorted(s or 'rows without a split' for s in splits))
+        raise KeyError(f"the manifest has no split '{split}'; it has {names}")
     rows = manifest.table[manifest.table.split.isin(wanted.counts) & (manifest.table.label >= 0)]
-    by = dict(list(rows.groupby(['split', 'class_name'])))
-    size = lambda split, name: len(by.get((split, name), ()))
-    if isinstance(wanted.classes, int):
-        enough = [c for c in manifest.classes if all(size(s, c) >= (1 if wanted.fewer else n) for s, n in wanted.counts.items())][:wanted.classes]
-        if len(enough) < wanted.classes: raise ValueError(f"only {len(enough)} classes have {' and '.join(f'{n} files in {s}' for s, n in wanted.counts.items())}; {wanted.classes} were asked for{'' if wanted.fewer else '; --fewer takes what there is'}")
-        names = {c: c for c in enough}
+    groups = dict(list(rows.groupby(['split', 'class_name'])))
+    def size(split, name): return len(groups.get((split, name), ()))
+    if isinstance(wanted.classes, int): names = {name: name for name in _large_enough(manifest, wanted, size)}
     else: names = _class_match(wanted.classes, manifest)
-    for name, asked in names.items():
-        for split in wanted.counts:
-            if size(split, name) < (min(1, wanted.count(split, asked)) if wanted.fewer else wanted.count(split, asked)): raise ValueError(f"class '{name}' has {size(split, name)} files in {split}, not {wanted.count(split, asked)}; --fewer takes what there is")
-    ordered = lambda split, group: sorted(group.index, key=lambda i: _turn(wanted.seed, split, group.path[i]))
-    return {(s, c): ordered(s, by[s, c]) for c, asked in names.items() for s in wanted.counts if wanted.count(s, asked)}, names
+    _refuse_small({(s, name, alias): size(s, name) for name, alias in names.items() for s in wanted.counts}, wanted)
+    def ordered(split, group): return sorted(group.index, key=lambda i: _turn(wanted.seed, split, group.path[i]))
+    return {(split, name): ordered(split, groups[split, name]) for name, alias in names.items()
+        for split in wanted.counts if wanted.count(split, alias)}, names
 
 # %% ../nbs/14_datasets.ipynb #126c159f
+def _readable_ones(queues, names, manifest, wanted, bad):
+    "{(split, class): the first rows of each queue that are not known to be broken}"
+    part = {}
+    for (split, name), rows in queues.items():
+        count = wanted.count(split, names[name])
+        part[split, name] = [i for i in rows if str(manifest.file(i)) not in bad][:count]
+        size = len(part[split, name])
+        if size < (1 if wanted.fewer else count): raise ValueError(
+            f"class '{name}' has {size} readable files in {split}, not {count}; --fewer takes what there is")
+    return part
+
+# %% ../nbs/14_datasets.ipynb #63868ff0
 def draw_part(
     manifest:Manifest, wanted:Request,
     unusable=(),      # files known to be broken
@@ -225,17 +322,15 @@ def draw_part(
     queues, names = _queues(manifest, wanted)
     bad, fine = set(map(str, unusable)), set()
     while True:
-        left = {key: [i for i in rows if str(manifest.file(i)) not in bad] for key, rows in queues.items()}
-        taken = {(s, c): rows[:wanted.count(s, names[c])] for (s, c), rows in left.items()}
-        for (s, c), rows in taken.items():
-            if len(rows) < (1 if wanted.fewer else wanted.count(s, names[c])):
-                raise ValueError(f"class '{c}' has {len(rows)} readable files in {s}, not {wanted.count(s, names[c])}; --fewer takes what there is")
-        files = [str(manifest.file(i)) for rows in taken.values() for i in rows]
-        new = [f for f in files if f not in fine]
+        part = _readable_ones(queues, names, manifest, wanted, bad)
+        indices = [i for rows in part.values() for i in rows]
+        new = [file for file in map(str, map(manifest.file, indices)) if file not in fine]
         if not new: break
-        for file, found in tqdm(decode_safely(new, header, workers), total=len(new), desc='Headers', unit='file', disable=not progress): (bad if isinstance(found, VideoError) else fine).add(file)
-    label = {c: k for k, c in enumerate(names)}
-    table = manifest.table.loc[[i for rows in taken.values() for i in rows]]
+        results = decode_safely(new, header, workers)
+        for file, result in tqdm(results, total=len(new), desc='Headers', unit='file', disable=not progress):
+            (bad if isinstance(result, VideoError) else fine).add(file)
+    label = {name: k for k, name in enumerate(names)}
+    table = manifest.table.loc[indices]
     return Manifest(table.assign(label=table.class_name.map(label))[columns], manifest.root, list(names))
 
 # %% ../nbs/14_datasets.ipynb #43957e7c
@@ -244,25 +339,32 @@ class _Frames:
     def __init__(self, video): self.video, self.shape = video, (len(video), video.height//2*2, video.width//2*2, 3)
     def __iter__(self):
         n, height, width, _ = self.shape
-        for k in range(0, n, 64): yield from np.ascontiguousarray(self.video.frames(range(k, min(k + 64, n)))[:, :height, :width])
+        for k in range(0, n, 64):
+            frames = self.video.frames(range(k, min(k + 64, n)))
+            yield from np.ascontiguousarray(frames[:, :height, :width])
 
 def transcode(
     source, target,
     side:int=224 # pixels of the short side; a smaller video keeps its size
 ):
-    "Write a video as H.264, or an image as it was, no larger than asked"
-    with open_video(source) as v: size = min(side, v.width, v.height)
-    with open_video(source, size=size) as v:
-        if not v.still: return write_video(target, _Frames(v), Fraction(v.fps or 25).limit_denominator(1001))
-        image = v.frames([0])[0]
+    "Write a video as H.264, or an image as it was, no larger than requested"
+    with open_video(source) as video: size = min(side, video.width, video.height)
+    with open_video(source, size=size) as video:
+        fps = Fraction(video.fps or 25).limit_denominator(1001)
+        if not video.still: return write_video(target, _Frames(video), fps)
+        image = video.frames([0])[0]
     from PIL import Image
-    with write_beside(target) as temporary: Image.fromarray(image).save(temporary, format='PNG' if Path(target).suffix.lower() == '.png' else 'JPEG', quality=95)
+    kind = 'PNG' if Path(target).suffix.lower() == '.png' else 'JPEG'
+    with write_beside(target) as temporary: Image.fromarray(image).save(temporary, format=kind, quality=95)
 
+# %% ../nbs/14_datasets.ipynb #3e8a597f
 def _place(source, target, how, side):
     "One file, in one of three ways"
     if how == 'transcode': return transcode(source, target, side)
     Path(target).parent.mkdir(parents=True, exist_ok=True)
-    with write_beside(target) as temporary: os.symlink(os.path.abspath(source), temporary) if how == 'link' else shutil.copyfile(source, temporary)
+    with write_beside(target) as temporary:
+        if how == 'link': os.symlink(os.path.abspath(source), temporary)
+        else: shutil.copyfile(source, temporary)
 
 # %% ../nbs/14_datasets.ipynb #06f44f9c
 def _write_lists(part, out):
@@ -270,17 +372,23 @@ def _write_lists(part, out):
     part.save(out/'manifest.csv')
     for split, rows in part.table.groupby('split'):
         text = io.StringIO()
-        csv.writer(text, delimiter=' ', lineterminator='\n').writerows([os.path.abspath(out/p), label] for p, label in zip(rows.path, rows.label))
+        lines = [(os.path.abspath(out/path), label) for path, label in zip(rows.path, rows.label)]
+        csv.writer(text, delimiter=' ', lineterminator='\n').writerows(lines)
         with write_beside(out/f'{split}.csv') as temporary: temporary.write_text(text.getvalue())
     counts = part.table.groupby(['label', 'class_name', 'split']).size().unstack(fill_value=0).reset_index()
-    if len(part.classes) == 1000 and all(re.fullmatch(r'n\d{8}', c) for c in part.classes): counts['name'] = class_names('imagenet')
+    if len(part.classes) == 1000 and all(re.fullmatch(r'n\d{8}', c) for c in part.classes):
+        counts['name'] = class_names('imagenet')
     with write_beside(out/'classes.csv') as temporary: counts.to_csv(temporary, index=False)
     return counts
 
+# %% ../nbs/14_datasets.ipynb #edf5349e
 def _card(part, wanted, source, kind, how, counts):
     "What a reader of the folder needs to know"
-    table = '\n'.join(f"| {' | '.join(map(str, row))} |" for row in [list(counts.columns), ['---']*len(counts.columns), *counts.values.tolist()])
+    rows = [list(counts.columns), ['---']*len(counts.columns), *counts.values.tolist()]
+    table = '\n'.join(f"| {' | '.join(map(str, row))} |" for row in rows)
     numbers = ', '.join(f'{n} {split}' for split, n in part.table.split.value_counts(sort=False).items())
+    licence = next((text for name, text in licences.items() if kind.startswith(name)),
+        'that of the source; not known here')
     return f'''# A part of {kind if kind != 'unknown' else source.root.resolve().name}
 
 {len(part)} files ({numbers}) of {len(part.classes)} classes; written as: {how}.
@@ -289,12 +397,52 @@ def _card(part, wanted, source, kind, how, counts):
 - drawn by: `{json.dumps(wanted.to_dict())}`
 - seed: {wanted.seed}
 - hash of this part: `{part.hash}`
-- licence: {next((text for name, text in licences.items() if kind.startswith(name)), 'that of the source; not known here')}
+- licence: {licence}
 
 {table}
 '''
 
 # %% ../nbs/14_datasets.ipynb #9eccd5a1
+def _target(row, how, mark=''):
+    "`split/class/name`; images stay images"
+    name = Path(row.path)
+    suffix = name.suffix
+    if how == 'transcode' and suffix.lower() not in ('.jpg', '.jpeg', '.png'):
+        suffix = '.jpg' if suffix.lower() in image_suffixes else '.mp4'
+    return f"{row.split}/{row.class_name.replace('/', '_')}/{name.stem}{mark}{suffix}"
+
+def _targets(part, how):
+    "Where the files of a part come to lie; two files of a class with one name are told apart by where they were"
+    rows = list(part.table.itertuples())
+    targets = [_target(row, how) for row in rows]
+    times = Counter(targets)
+    return [target if times[target] == 1 else _target(row, how, f'-{short_hash(row.path, 6)}')
+        for row, target in zip(rows, targets)]
+
+def _same_plan(out, plan):
+    "Whether `out` holds a part with this plan, begun or finished; another plan or other files are refused"
+    if not (out/'plan.json').exists():
+        if out.exists() and any(out.iterdir()): raise FileExistsError(f'{out} is not empty; choose another folder')
+        return False
+    stored = json.loads((out/'plan.json').read_text())
+    different = [key for key in plan if stored.get(key) != plan[key]]
+    if not different: return True
+    key = different[0]
+    raise FileExistsError(
+        f'{out} holds another part: {key} is {stored.get(key)}, asked for {plan[key]}; choose another folder')
+
+# %% ../nbs/14_datasets.ipynb #0c975609
+def _place_all(part, names, out, how, side, broken, workers, progress):
+    "Write the files that are not there; whether all of them could be read"
+    jobs = [(str(part.file(i)), str(out/name), how, side) for i, name in enumerate(names) if not (out/name).exists()]
+    bar = dict(total=len(names), initial=len(names) - len(jobs), desc=out.name, unit='file', disable=not progress)
+    for (file, *_), result in tqdm(decode_safely(jobs, _place, workers), **bar):
+        if not isinstance(result, VideoError): continue
+        broken.append(file)
+        pd.DataFrame(dict(path=broken)).to_csv(out/'failures.csv', index=False)
+    return not any(job[0] in broken for job in jobs)
+
+# %% ../nbs/14_datasets.ipynb #20319d80
 def make_part(
     manifest:Manifest, wanted:Request, out,
     how:str='link',  # link, copy or transcode
@@ -302,35 +450,20 @@ def make_part(
     workers:int=None, progress:bool=True
 )->Manifest:
     "Write a nano-dataset. What is there is never overwritten; the same call continues one that was interrupted"
-    if how not in ('link', 'copy', 'transcode'): raise ValueError(f"how '{how}': {nearest(how, ('link', 'copy', 'transcode'))}")
-    out = Path(out)
-    plan = json.loads(json.dumps(dict(source=manifest.hash, **wanted.to_dict(), how=how, side=side if how == 'transcode' else None)))
-    if (out/'plan.json').exists():
-        stored = json.loads((out/'plan.json').read_text())
-        different = [k for k in plan if stored.get(k) != plan[k]]
-        if different: raise FileExistsError(f"{out} holds another part: {different[0]} is {stored.get(different[0])}, asked for {plan[different[0]]}; choose another folder")
-        if (out/'README.md').exists(): return read_manifest(out/'manifest.csv')
-    elif out.exists() and any(out.iterdir()): raise FileExistsError(f'{out} is not empty; choose another folder')
+    ways = ('link', 'copy', 'transcode')
+    if how not in ways: raise ValueError(f"how '{how}': {nearest(how, ways)}")
+    out, side_if_any = Path(out), side if how == 'transcode' else None
+    plan = json.loads(json.dumps(dict(source=manifest.hash, **wanted.to_dict(), how=how, side=side_if_any)))
+    if _same_plan(out, plan) and (out/'README.md').exists(): return read_manifest(out/'manifest.csv')
     failures = out/'failures.csv'
     broken = pd.read_csv(failures).path.tolist() if failures.exists() else []
     part = draw_part(manifest, wanted, broken, workers, progress)
     write_json(out/'plan.json', plan)
     names = _targets(part, how)
-    jobs = [(str(part.file(i)), str(out/name), how, side) for i, name in enumerate(names) if not (out/name).exists()]
-    for (file, *_), result in tqdm(decode_safely(jobs, _place, workers), total=len(names), initial=len(names) - len(jobs), desc=out.name, unit='file', disable=not progress):
-        if isinstance(result, VideoError): broken.append(file); pd.DataFrame(dict(path=broken)).to_csv(failures, index=False)
-    if any(job[0] in broken for job in jobs): return make_part(manifest, wanted, out, how, side, workers, progress) # the next in the queue takes the place
-    made = Manifest(part.table.assign(path=names), out, part.classes)
-    counts = _write_lists(made, out)
-    with write_beside(out/'README.md') as temporary: temporary.write_text(_card(made, wanted, manifest, recognise(manifest), how, counts))
-    return made
-
-def _targets(part, how):
-    "Where the files of a part come to lie; a name that two files of a class share is told apart by where they were"
-    def one(row, mark=''):
-        name = Path(row.path)
-        suffix = name.suffix if how != 'transcode' or name.suffix.lower() in ('.jpg', '.jpeg', '.png') else '.jpg' if name.suffix.lower() in image_suffixes else '.mp4'
-        return f"{row.split}/{row.class_name.replace('/', '_')}/{name.stem}{mark}{suffix}"
-    rows = list(part.table.itertuples())
-    times = Counter(map(one, rows))
-    return [one(row) if times[one(row)] == 1 else one(row, f'-{short_hash(row.path, 6)}') for row in rows]
+    if not _place_all(part, names, out, how, side, broken, workers, progress):
+        return make_part(manifest, wanted, out, how, side, workers, progress) # the next in the queue takes the place
+    written = Manifest(part.table.assign(path=names), out, part.classes)
+    counts = _write_lists(written, out)
+    card = _card(written, wanted, manifest, recognise(manifest), how, counts)
+    with write_beside(out/'README.md') as temporary: temporary.write_text(card)
+    return written

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZES', 'EncoderConfig', 'encoder_config', 'patchify', 'PatchEmbed', 'sincos_1d', 'token_places', 'sincos_3d',
            'resize_positions', 'fused_is_faster', 'attend', 'Attention', 'Block', 'rope', 'init_weights', 'make_blocks',
-           'gather_tokens', 'Encoder']
+           'gather_tokens', 'Encoder', 'modality_vectors']
 
 # %% ../nbs/21_encoder.ipynb #c881731a
 import math
@@ -16,8 +16,9 @@ from typing import Literal
 # %% ../nbs/21_encoder.ipynb #6c188f35
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
-from .core import *
+from .core import * # before timm: it makes torchvision load
 from .masks import *
 from timm.layers import Attention as TimmAttention
 from timm.layers import apply_rot_embed
@@ -55,12 +56,17 @@ class EncoderConfig(Config):
     norm_eps: float = 1e-6
     rope_tables: Literal['tiled', 'interleaved'] = 'tiled' # rope: of V-JEPA 2, of V-JEPA 2.1
     rope_side: int = 0         # rope: heights and widths are stretched to this many patches; 0: as they are
-    levels: tuple[int, ...] = () # blocks after which a norm of its own reads the tokens, the last is the output; (): one norm at the end
+    levels: tuple[int, ...] = () # blocks with a norm of their own, the last is the output; (): one norm at the end
     modalities: bool = False   # a clip of one frame has its own patch embedding, and clips and images a vector each
+    ranges = dict(**dict.fromkeys(('num_frames', 'height', 'width', 'embed_dim'), '[1, 100000]'),
+                  **dict.fromkeys(('patch_size', 'tubelet_size', 'depth', 'num_heads'), '[1, 10000]'),
+                  mlp_ratio='(0, 1000]', norm_eps='(0, 1]', rope_side='[0, 10000]', levels='[0, 10000]')
 
     @property
-    def grid(self) -> Grid: return Grid.of(self.num_frames, self.height, self.width, self.patch_size, self.tubelet_size)
+    def grid(self) -> Grid:
+        return Grid.of(self.num_frames, self.height, self.width, self.patch_size, self.tubelet_size)
 
+# %% ../nbs/21_encoder.ipynb #d84620a2
 def encoder_config(
     size:str='tiny', # a name in `SIZES`
     **changes        # any field of `EncoderConfig`
@@ -89,7 +95,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(channels, embed_dim, kernel_size=size, stride=size)
 
     def forward(self, clip): # (B, C, T, H, W) -> (B, N, D)
-        return F.linear(patchify(clip, self.patch_size, self.tubelet_size), self.proj.weight.flatten(1), self.proj.bias)
+        x = patchify(clip, self.patch_size, self.tubelet_size)
+        return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
 
 # %% ../nbs/21_encoder.ipynb #5d2de927
 def sincos_1d(
@@ -117,8 +124,8 @@ def sincos_3d(
     "Sine-cosine positions of tokens; order time, height, width; computed in float64"
     each = 2*math.ceil(embed_dim/6)
     dims = (each, each, each) if uniform_power else (embed_dim//2, embed_dim//4, embed_dim//4)
-    table = torch.cat([sincos_1d(d, at) for d, at in zip(dims, token_places(grid, ids).unbind(-1))], dim=1)[:, :embed_dim]
-    return table.float()[None]
+    axes = [sincos_1d(d, at) for d, at in zip(dims, token_places(grid, ids).unbind(-1))]
+    return torch.cat(axes, dim=1)[:, :embed_dim].float()[None]
 
 # %% ../nbs/21_encoder.ipynb #f5384350
 def resize_positions(
@@ -137,6 +144,11 @@ def fused_is_faster(q:torch.Tensor) -> bool:
     learns = q.requires_grad and torch.is_grad_enabled() # the kernel's backward pass is slow on a processor
     return q.device.type != 'cpu' or (q.dtype == torch.bfloat16 and not learns and torch.cpu._is_amx_tile_supported())
 
+def _two_products(q, k, v, scale, dropout=0.):
+    weights = (q*scale) @ k.transpose(-2, -1)
+    weights = weights.softmax(-1, dtype=weights.dtype) # named: autocast would choose float32 on a GPU
+    return F.dropout(weights, dropout, dropout > 0) @ v
+
 def attend(
     q, k, v,      # (B, heads, N, head_dim)
     scale:float,
@@ -147,14 +159,15 @@ def attend(
     if fused is True or (fused == 'auto' and fused_is_faster(q)):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
     (B, H, N, _), threads = q.shape, torch.get_num_threads()
-    heads = max(1, 2**24//(N*k.shape[2]*v.element_size())) # whose weights are 16 MiB: they do not leave the processor's cache
+    heads = max(1, 2**24//(N*k.shape[2]*v.element_size())) # weights of 16 MiB do not leave the processor's cache
     if heads >= threads: heads = math.ceil(heads/threads)*threads # as many for each
     if dropout or q.is_meta or heads >= B*H: return _two_products(q, k, v, scale, dropout)
     return _InParts.apply(*(x.to(v.dtype).flatten(0, 1) for x in (q, k, v)), scale, heads).view(B, H, N, -1)
 
-def _two_products(q, k, v, scale, dropout=0.):
-    weights = (q*scale) @ k.transpose(-2, -1)
-    return F.dropout(weights.softmax(-1, dtype=weights.dtype), dropout, dropout > 0) @ v # named: autocast would choose float32 on a GPU
+# %% ../nbs/21_encoder.ipynb #a09c251f
+def _times(weights, x): # (H, N, M), (H, M, d) -> (H, N, d)
+    "A product that is padded, because 32 columns are faster than 24"
+    return (weights @ F.pad(x, (0, -x.shape[-1] % 32)))[..., :x.shape[-1]]
 
 class _InParts(torch.autograd.Function):
     "`_two_products` for a few `heads` at a time, its backward pass written out"
@@ -162,7 +175,8 @@ class _InParts(torch.autograd.Function):
     def forward(ctx, q, k, v, scale, heads): # (B*heads, N, head_dim)
         ctx.scale, ctx.heads, out, weights = scale, heads, v.new_empty(*q.shape[:2], v.shape[2]), []
         for o, q_, k_, v_ in zip(*(x.split(heads) for x in (out, q, k, v))):
-            if any(ctx.needs_input_grad) or not weights: weights.append(q.new_empty(len(q_), q.shape[1], k.shape[1]))
+            if any(ctx.needs_input_grad) or not weights:
+                weights.append(q.new_empty(len(q_), q.shape[1], k.shape[1]))
             w = weights[-1][:len(q_)]
             torch.baddbmm(w, q_, k_.transpose(1, 2), beta=0, alpha=scale, out=w)
             o.copy_(_times(torch.softmax(w, -1, out=w), v_))
@@ -174,24 +188,28 @@ class _InParts(torch.autograd.Function):
     def backward(ctx, grad):
         q, k, v, *weights = ctx.saved_tensors
         grads = [torch.empty_like(x) for x in (q, k, v)]
-        for w, g, q_, k_, v_, dq, dk, dv in zip(weights, *(x.split(ctx.heads) for x in (grad, q, k, v, *grads))):
-            dv.copy_((g.transpose(1, 2) @ w).transpose(1, 2)) # not w.transpose(1, 2) @ g, which turns the large matrix
-            dw = g @ v_.transpose(1, 2)
-            torch.ops.aten._softmax_backward_data.out(dw, w, -1, w.dtype, grad_input=dw)
-            dq.copy_(_times(dw, k_)).mul_(ctx.scale)
-            dk.copy_((q_.transpose(1, 2) @ dw).transpose(1, 2)).mul_(ctx.scale)
+        for w, *parts in zip(weights, *(x.split(ctx.heads) for x in (grad, q, k, v, *grads))):
+            _part_backward(w, *parts, ctx.scale)
         return *grads, None, None
 
-def _times(weights, x): # (H, N, M), (H, M, d) -> (H, N, d); padded, because a product of 32 columns is faster than one of 24
-    return (weights @ F.pad(x, (0, -x.shape[-1] % 32)))[..., :x.shape[-1]]
+# %% ../nbs/21_encoder.ipynb #939eb6c8
+def _part_backward(w, g, q, k, v, dq, dk, dv, scale):
+    "Gradients of a few heads, written into `dq`, `dk` and `dv`"
+    dv.copy_((g.transpose(1, 2) @ w).transpose(1, 2)) # not w.transpose(1, 2) @ g, which turns the large matrix
+    dw = g @ v.transpose(1, 2)
+    torch.ops.aten._softmax_backward_data.out(dw, w, -1, w.dtype, grad_input=dw)
+    dq.copy_(_times(dw, k)).mul_(scale)
+    dk.copy_((q.transpose(1, 2) @ dw).transpose(1, 2)).mul_(scale)
 
+# %% ../nbs/21_encoder.ipynb #ec308f09
 class Attention(TimmAttention):
-    "timm's attention with our choice of kernel; `rotation` turns queries and keys (see RoPE below); only the tokens `keep` ask, all answer"
+    "timm's attention with our choice of kernel"
     fused = 'auto'
 
     def project(self, x, rotation=None): # (B, N, D) -> 3 x (B, heads, N, head_dim)
         "Queries, keys and values"
-        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return (q, k, v) if rotation is None else (apply_rot_embed(q, *rotation), apply_rot_embed(k, *rotation), v)
 
     def forward(self, x, rotation=None, keep=None): # (B, N, D), (B, K) -> (B, N or K, D)
@@ -220,9 +238,10 @@ def rope(
     if side: places = places*torch.tensor([1.] + [(side - 1)/max(n - 1, 1) for n in grid[1:]], device=device)
     d = 2*(head_dim//3//2)
     omega = 10000. ** (-torch.arange(d//2, dtype=torch.float64)/(d/2))
-    angle = places[..., None]*omega.float().to(device)                                                   # (B), K, 3, d/2
-    angle = torch.cat([angle, angle], -1) if config.rope_tables == 'tiled' else angle.repeat_interleave(2, -1) # (B), K, 3, d
-    angle = F.pad(angle.flatten(-2), (0, head_dim - 3*d))                                                # (B), K, head_dim
+    angle = places[..., None]*omega.float().to(device)                    # (B), K, 3, d/2
+    if config.rope_tables == 'tiled': angle = torch.cat([angle, angle], -1) # (B), K, 3, d
+    else: angle = angle.repeat_interleave(2, -1)                          # (B), K, 3, d
+    angle = F.pad(angle.flatten(-2), (0, head_dim - 3*d))                 # (B), K, head_dim
     angle = angle[None, None] if ids is None else angle[:, None]
     return angle.sin(), angle.cos()
 
@@ -236,8 +255,8 @@ def init_weights(module:nn.Module):
 def make_blocks(embed_dim:int, depth:int, num_heads:int, mlp_ratio:float, norm_eps:float=1e-6) -> nn.ModuleList:
     "Transformer blocks, initialised with their depth in mind"
     if embed_dim % num_heads: raise ValueError(f'embed_dim={embed_dim} is not a multiple of num_heads={num_heads}')
-    blocks = nn.ModuleList([Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=norm_eps), attn_layer=Attention)
-                            for _ in range(depth)])
+    options = dict(qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=norm_eps), attn_layer=Attention)
+    blocks = nn.ModuleList([Block(embed_dim, num_heads, mlp_ratio, **options) for _ in range(depth)])
     blocks.apply(init_weights)
     with torch.no_grad():
         for layer, block in enumerate(blocks, start=1):
@@ -257,51 +276,68 @@ class Encoder(nn.Module):
     def __init__(self, config:EncoderConfig):
         super().__init__()
         c = self.config = config
-        if c.positions != 'rope':
-            learned = c.positions == 'learned'
-            table = torch.zeros(1, c.grid.tokens, c.embed_dim) if learned else sincos_3d(c.embed_dim, c.grid, c.uniform_power)
-            self.pos_embed = nn.Parameter(table, requires_grad=learned)
-            if learned: nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if c.positions != 'rope': self.pos_embed = _position_table(c)
         self.patch_embed = PatchEmbed(c.patch_size, c.tubelet_size, c.embed_dim)
         self.blocks = make_blocks(c.embed_dim, c.depth, c.num_heads, c.mlp_ratio, c.norm_eps)
-        norm = lambda: nn.LayerNorm(c.embed_dim, eps=c.norm_eps)
-        if c.levels: self.norms_block = nn.ModuleList([norm() for _ in c.levels])
-        else: self.norm = norm()
+        norms = nn.ModuleList([nn.LayerNorm(c.embed_dim, eps=c.norm_eps) for _ in c.levels or (-1,)])
+        if c.levels: self.norms_block = norms
+        else: self.norm = norms[0]
         if c.modalities:
             self.patch_embed_img = PatchEmbed(c.patch_size, 1, c.embed_dim)
-            self.img_mod_embed, self.video_mod_embed = (nn.Parameter(0.02*torch.randn(1, 1, c.embed_dim)) for _ in range(2))
+            self.img_mod_embed, self.video_mod_embed = modality_vectors(c.embed_dim)
             init_weights(self.patch_embed_img.proj)
         init_weights(self.patch_embed.proj)
 
-    def tokenise(self, clip): # (B, C, T, H, W) -> (B, N, D), Grid
-        "Tokens before the first block, and the grid they are on"
-        c, image = self.config, self.config.modalities and clip.shape[2] == 1
-        grid = Grid.of(*clip.shape[2:], c.patch_size, 1 if image else c.tubelet_size)
-        x = (self.patch_embed_img if image else self.patch_embed)(clip)
-        if c.modalities: x = x + (self.img_mod_embed if image else self.video_mod_embed)
-        if c.positions != 'rope': x = x + resize_positions(self.pos_embed, c.grid, grid)
-        return x, grid
+def _position_table(c:EncoderConfig) -> nn.Parameter: # (1, N, D)
+    "Positions that are added: frozen sines and cosines, or learned ones"
+    learned = c.positions == 'learned'
+    table = torch.zeros(1, c.grid.tokens, c.embed_dim) if learned else sincos_3d(c.embed_dim, c.grid, c.uniform_power)
+    if learned: nn.init.trunc_normal_(table, std=0.02)
+    return nn.Parameter(table, requires_grad=learned)
 
-    def encode(self, x, rotation=None, hierarchical=False, keep=None): # (B, K, D) -> (B, K, D), or all levels side by side (B, K, levels*D)
-        "Blocks and norm on any set of tokens; returns only the tokens `keep`, if given"
-        read = []
-        for i, block in enumerate(self.blocks, start=1):
-            x = block(x, rotation, keep if i == len(self.blocks) and not self.config.levels else None)
-            if i - 1 in self.config.levels: read.append(self.norms_block[len(read)](x))
-        if not self.config.levels: return self.norm(x)
-        x = torch.cat(read, dim=-1) if hierarchical else read[-1]
-        return x if keep is None else gather_tokens(x, keep)
+def modality_vectors(embed_dim:int) -> list[nn.Parameter]: # two of (1, 1, D)
+    "What is added to tokens of images, and to those of clips"
+    return [nn.Parameter(0.02*torch.randn(1, 1, embed_dim)) for _ in range(2)]
 
-    def forward(self,
-        clip, # (B, C, T, H, W)
-        ids=None, # (B, K) token ids, a list of such, or None for all tokens
-        hierarchical:bool=False, # the outputs of all `levels` side by side
-        keep=None # (B, K') which of the computed tokens are wanted: the others end in the last block's attention
-    ): # (B, K, D), or a list of such
-        "Features of the tokens `ids`; the others are never computed"
-        x, grid = self.tokenise(clip)
-        if keep is not None: keep = keep.expand(len(x), -1)
-        def part(ids):
-            rotation = rope(self.config, grid, ids, x.device) if self.config.positions == 'rope' else None
-            return self.encode(x if ids is None else gather_tokens(x, ids), rotation, hierarchical, keep)
-        return [part(i) for i in ids] if isinstance(ids, (list, tuple)) else part(ids)
+# %% ../nbs/21_encoder.ipynb #05a5d65a
+@patch
+def tokenise(self:Encoder, clip): # (B, C, T, H, W) -> (B, N, D), Grid
+    "Tokens before the first block, and the grid they are on"
+    c, image = self.config, self.config.modalities and clip.shape[2] == 1
+    grid = Grid.of(*clip.shape[2:], c.patch_size, 1 if image else c.tubelet_size)
+    x = (self.patch_embed_img if image else self.patch_embed)(clip)
+    if c.modalities: x = x + (self.img_mod_embed if image else self.video_mod_embed)
+    if c.positions != 'rope': x = x + resize_positions(self.pos_embed, c.grid, grid)
+    return x, grid
+
+@patch
+def encode(self:Encoder,
+    x,                  # (B, K, D)
+    rotation=None,
+    hierarchical=False, # all levels side by side, (B, K, levels*D)
+    keep=None           # (B, K') the tokens that are returned; all by default
+): # (B, K or K', D or levels*D)
+    "Blocks and norm on any set of tokens"
+    outputs, levels = [], self.config.levels
+    for i, block in enumerate(self.blocks, start=1):
+        x = block(x, rotation, keep if i == len(self.blocks) and not levels else None)
+        if i - 1 in levels: outputs.append(self.norms_block[len(outputs)](x))
+    if not levels: return self.norm(x)
+    x = torch.cat(outputs, dim=-1) if hierarchical else outputs[-1]
+    return x if keep is None else gather_tokens(x, keep)
+
+# %% ../nbs/21_encoder.ipynb #dc36d5d9
+@patch
+def forward(self:Encoder,
+    clip, # (B, C, T, H, W)
+    ids=None, # (B, K) token ids, a list of such, or None for all tokens
+    hierarchical:bool=False, # the outputs of all `levels` side by side
+    keep=None # (B, K') which of the computed tokens are wanted: the others end in the last block's attention
+): # (B, K, D), or a list of such
+    "Features of the tokens `ids`; the others are never computed"
+    x, grid = self.tokenise(clip)
+    if keep is not None: keep = keep.expand(len(x), -1)
+    def part(ids):
+        rotation = rope(self.config, grid, ids, x.device) if self.config.positions == 'rope' else None
+        return self.encode(x if ids is None else gather_tokens(x, ids), rotation, hierarchical, keep)
+    return [part(i) for i in ids] if isinstance(ids, (list, tuple)) else part(ids)

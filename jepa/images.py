@@ -21,20 +21,27 @@ from .data import *
 # %% ../nbs/16_images.ipynb #1182c101
 DIGITS_VERSION = 1 # changes when the same size gives other pixels
 
+def _enlarged(image, pixels):
+    "One digit, 8 x 8 values of 0 to 16, as a larger grey image"
+    return Image.fromarray(np.uint8(image*255/16)).resize((pixels, pixels), Image.Resampling.BICUBIC)
+
 def make_digits(
     pixels:int=112, # height and width
     root=None       # the folder for datasets; `Settings.data` by default
 )->Path: # the manifest, a CSV file
     "scikit-learn's handwritten digits, enlarged, as PNG files in folders of classes"
     from sklearn.datasets import load_digits
-    folder, digits, rows, digest = Path(root or load_settings().data)/f'digits-v{DIGITS_VERSION}-{pixels}px', load_digits(), [], hashlib.sha256()
+    folder = Path(root or load_settings().data)/f'digits-v{DIGITS_VERSION}-{pixels}px'
     if (folder/'manifest.csv').exists(): return folder/'manifest.csv'
+    digits, rows, digest = load_digits(), [], hashlib.sha256()
     for split, i in [(split, i) for split, part in DIGITS.items() for i in part]:
-        image = Image.fromarray(np.uint8(digits.images[i]*255/16)).resize((pixels, pixels), Image.Resampling.BICUBIC)
-        rows.append(dict(path=f'{split}/{digits.target[i]}/{i:04d}.png', label=digits.target[i], class_name=digits.target[i], split=split))
+        image, label = _enlarged(digits.images[i], pixels), digits.target[i]
+        rows.append(dict(path=f'{split}/{label}/{i:04d}.png', label=label, class_name=label, split=split))
         digest.update(np.asarray(image).tobytes())
         with write_beside(folder/rows[-1]['path']) as temporary: image.save(temporary, format='PNG')
-    write_json(folder/'card.json', dict(name='digits', version=DIGITS_VERSION, pixels=pixels, source='sklearn.datasets.load_digits', sha256=digest.hexdigest()))
+    source, sha256 = 'sklearn.datasets.load_digits', digest.hexdigest()
+    card = dict(name='digits', version=DIGITS_VERSION, pixels=pixels, source=source, sha256=sha256)
+    write_json(folder/'card.json', card)
     with write_beside(folder/'manifest.csv') as temporary: pd.DataFrame(rows).to_csv(temporary, index=False)
     return folder/'manifest.csv'
 
@@ -48,10 +55,13 @@ def table1_data(
     seed:int=0
 )->tuple[Manifest, Manifest]: # train, test
     "The labelled images of Table 1"
-    manifest = read_manifest(dataset or make_digits(pixels))
-    if len(manifest.classes) < classes: raise ValueError(f'{dataset} has {len(manifest.classes)} classes, {classes} are needed')
+    manifest, name = read_manifest(dataset or make_digits(pixels)), dataset or 'the embedded digits'
+    if len(manifest.classes) < classes:
+        raise ValueError(f'{dataset} has {len(manifest.classes)} classes, {classes} are needed')
     def part(split, n):
-        found = manifest.split(split).select(classes=manifest.classes[:classes])
-        if n > len(found): raise ValueError(f"{dataset or 'the embedded digits'}: the first {classes} classes have {len(found)} images in {split}, {n} were asked for")
-        return found.select(n=n or len(found), seed=seed).relabel()
+        images = manifest.split(split).select(classes=manifest.classes[:classes])
+        if n > len(images):
+            counts = f'the first {classes} classes have {len(images)} images in {split}'
+            raise ValueError(f'{name}: {counts}, {n} were asked for')
+        return images.select(n=n or len(images), seed=seed).relabel()
     return part('train', train), part('val', test)

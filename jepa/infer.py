@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 from .core import *
 from .video import *
@@ -43,30 +44,41 @@ class Classifier:
         with self.accelerator.autocast(): tokens = self.encoder(clips.to(self.accelerator.device))
         return self.probe(tokens.float()).softmax(-1).cpu()
 
-    @property
-    def rule(self) -> str: # of the probe's `xattn.proj`
-        used = next((m.output_projection for m in self.probe.modules() if isinstance(m, CrossAttention)), None)
-        return {True: 'applied', False: 'stored, not applied', None: 'there is none'}[used]
-
     def answer(self, probabilities, top:int=5) -> dict: # of one video
         "What is kept of a video's probabilities"
         return dict(top=likeliest(probabilities, self.classes, top))
 
-    @property
-    def about(self) -> dict:
-        "What the answers depend on"
-        return {'encoder': short_hash([fingerprint(self.encoder), self.encoder.config.to_dict()]), 'probe': fingerprint(self.probe)[:10], 'xattn.proj': self.rule,
-                'classes': f'{len(self.classes)} ({short_hash(self.classes)})', 'precision': machine().precision}
-
     def clip(self, segments:int=8, views:int=3, stride:int=4) -> ClipConfig:
-        "How clips are taken: frames and size are the encoder's; three crops share a short side that needs no second scaling"
+        "How clips are taken: frames and size are the encoder's"
         c = self.encoder.config
-        return ClipConfig(num_frames=c.num_frames, stride=stride, segments=segments, views=views, size=c.height, store=c.height if views > 1 else 0)
+        store = c.height if views > 1 else 0 # three crops share a short side that needs no second scaling
+        return ClipConfig(num_frames=c.num_frames, stride=stride, segments=segments, views=views, size=c.height,
+                          store=store)
+
+# %% ../nbs/32_infer.ipynb #7f2c615b
+@patch(as_prop=True)
+def rule(self:Classifier) -> str:
+    "What becomes of the probe's `xattn.proj`"
+    used = next((m.output_projection for m in self.probe.modules() if isinstance(m, CrossAttention)), None)
+    return {True: 'applied', False: 'stored, not applied', None: 'there is none'}[used]
+
+@patch(as_prop=True)
+def about(self:Classifier) -> dict:
+    "What the answers depend on"
+    return {'encoder': short_hash(_identity(self.encoder)), 'probe': fingerprint(self.probe)[:10],
+            'xattn.proj': self.rule, **_about_all(self)}
+
+def _identity(encoder): return [fingerprint(encoder), encoder.config.to_dict()]
+
+def _about_all(classifier) -> dict:
+    "What answers of every classifier depend on"
+    names = classifier.classes
+    return {'classes': f'{len(names)} ({short_hash(names)})', 'precision': machine().precision}
 
 # %% ../nbs/32_infer.ipynb #213e072c
 def load_classifier(
-    encoder, probe,         # files, in any layout that `25_checkpoint` reads; `probe` may be a file of `save_ensemble`, which needs no `encoder` if it holds its own
-    classes=None,           # a file of names, `kinetics400` or `imagenet`; by default what the probe's file says, or numbers
+    encoder, probe,         # files in any layout of `25_checkpoint`; a `probe` of `save_ensemble` may hold its encoders
+    classes=None,           # a file of names, `kinetics400`, `imagenet`; by default the probe file's names, or numbers
     output_projection=None, # whether the probe applies `xattn.proj`; by default as its layout does
     **told                  # fields of `EncoderConfig` that the encoder's file cannot tell, such as num_heads
 )->Classifier:
@@ -76,11 +88,15 @@ def load_classifier(
     opened = load_checkpoint(encoder, **told)
     head = load_probe(probe, opened.encoder.config, output_projection)
     names = class_names(classes) if classes else head.classes or [str(i) for i in range(head.num_classes)]
-    if len(names) != head.num_classes: raise ValueError(f'{classes or probe} has {len(names)} class names, the probe {Path(probe).name} has {head.num_classes} classes')
+    if len(names) != head.num_classes:
+        raise ValueError(f'{classes or probe} has {len(names)} class names, '
+                         f'the probe {Path(probe).name} has {head.num_classes} classes')
     out = Classifier(opened.encoder, head.model, names)
-    for what in (opened, head): out.loaded += [f'{repr(what).splitlines()[0]}; {what.report}', *(f'note: {n}' for n in what.report.notes)]
+    for part in (opened, head): out.loaded += [_loaded_line(part), *(f'note: {note}' for note in part.report.notes)]
     out.loaded.append(f'xattn.proj: {out.rule}')
     return out
+
+def _loaded_line(part) -> str: return f'{repr(part).splitlines()[0]}; {part.report}'
 
 # %% ../nbs/32_infer.ipynb #b1ff71a5
 class EnsembleClassifier(Classifier):
@@ -89,70 +105,101 @@ class EnsembleClassifier(Classifier):
         ensemble:Ensemble, # with its encoders
         classes=None       # names in label order; by default the ensemble's own
     ):
-        if not ensemble.encoders: raise ValueError('the ensemble holds no encoder; give Ensemble(..., encoders={name: encoder})')
-        shapes = {name: (e.config.num_frames, e.config.height, e.config.width) for name, e in ensemble.encoders.items()}
-        if len(set(shapes.values())) > 1: raise ValueError(f'the encoders of an ensemble must look at the same clips, but their frames, heights and widths are {shapes}')
+        _check_ensemble(ensemble)
         self.accelerator, self.ensemble = make_accelerator(), ensemble
-        for module in [*ensemble.encoders.values(), *(m.model for m in ensemble.members.values())]: module.to(self.accelerator.device).eval()
-        self.encoder, self.classes, self.loaded = next(iter(ensemble.encoders.values())), list(classes or ensemble.classes), []
-        for name, m in ensemble.members.items():
-            made, read = ensemble.encoders[ensemble.encoder_of[name]].config.embed_dim, head_width(m.model)
-            if made != read: raise ValueError(f"member '{name}' reads tokens of width {read}, but its encoder '{ensemble.encoder_of[name]}' makes {made}")
+        members = [m.model for m in ensemble.members.values()]
+        for module in [*ensemble.encoders.values(), *members]: module.to(self.accelerator.device).eval()
+        self.encoder, self.classes = next(iter(ensemble.encoders.values())), list(classes or ensemble.classes)
+        self.loaded = []
 
     @torch.inference_mode()
     def __call__(self, clips): # (B, 3, T, H, W) -> (B, members*classes), on the CPU
         "Every encoder once, whatever the number of its members"
-        clips = clips.to(self.accelerator.device)
-        with self.accelerator.autocast(): tokens = {name: e(clips) for name, e in self.ensemble.encoders.items()}
-        return torch.cat([m.model(tokens[self.ensemble.encoder_of[name]].float()).softmax(-1) for name, m in self.ensemble.members.items()], 1).cpu()
-
-    @property
-    def rule(self) -> str:
-        "How the members' answers become one"
-        e = self.ensemble
-        return f"{e.rule} vote, ties to the {'more probable' if e.ties == 'probability' else 'first'} class" if e.rule == 'hard' else e.rule
+        clips, e = clips.to(self.accelerator.device), self.ensemble
+        with self.accelerator.autocast(): tokens = {name: encoder(clips) for name, encoder in e.encoders.items()}
+        answers = [m.model(tokens[e.encoder_of[name]].float()).softmax(-1) for name, m in e.members.items()]
+        return torch.cat(answers, 1).cpu()
 
     def member(self, name) -> Classifier:
         "One member with its encoder"
         self.ensemble.columns([name]) # a wrong name is an error
-        return Classifier(self.ensemble.encoders[self.ensemble.encoder_of[name]], self.ensemble.members[name].model, self.classes)
+        encoder = self.ensemble.encoders[self.ensemble.encoder_of[name]]
+        return Classifier(encoder, self.ensemble.members[name].model, self.classes)
 
-    def answer(self, probabilities, top:int=5) -> dict: # (members*classes,), means over a video's looks
-        "The vote, how it came about, and every member's own answer"
-        table, e, n = np.asarray(probabilities)[None], self.ensemble, len(self.classes)
-        votes = {name: likeliest(p, self.classes, 1)[0] for name, p in zip(e.members, table.reshape(-1, n))}
-        return dict(top=likeliest(e.combine(table)[0], self.classes, top), rule=self.rule, tie=bool(ties(vote_counts(table, n))[0]), votes=votes)
+# %% ../nbs/32_infer.ipynb #ae3c3786
+def _check_ensemble(ensemble):
+    "The encoders must be there, look at the same clips, and be as wide as their members read"
+    if not ensemble.encoders:
+        raise ValueError('the ensemble holds no encoder; give Ensemble(..., encoders={name: encoder})')
+    configs = {name: e.config for name, e in ensemble.encoders.items()}
+    shapes = {name: (c.num_frames, c.height, c.width) for name, c in configs.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError('the encoders of an ensemble must look at the same clips, '
+                         f'but their frames, heights and widths are {shapes}')
+    for name, m in ensemble.members.items():
+        source = ensemble.encoder_of[name]
+        made, width = configs[source].embed_dim, head_width(m.model)
+        if made != width:
+            raise ValueError(f"member '{name}' reads tokens of width {width}, but its encoder '{source}' makes {made}")
 
-    @property
-    def about(self) -> dict:
-        "What the answers depend on"
-        e = self.ensemble
-        learned = [e.fitted['table'].tolist(), e.fitted['labels'].tolist()] if e.fitted else None
-        return {'encoder': short_hash({name: [fingerprint(x), x.config.to_dict()] for name, x in e.encoders.items()}), 'probe': short_hash([{name: fingerprint(m.model) for name, m in e.members.items()}, e.encoder_of, learned]),
-                'members': ', '.join(e.members), 'rule': self.rule, 'classes': f'{len(self.classes)} ({short_hash(self.classes)})', 'precision': machine().precision}
+# %% ../nbs/32_infer.ipynb #4a6170f8
+@patch(as_prop=True)
+def rule(self:EnsembleClassifier) -> str:
+    "How the members' answers become one"
+    e = self.ensemble
+    first = 'more probable' if e.ties == 'probability' else 'first'
+    return f'{e.rule} vote, ties to the {first} class' if e.rule == 'hard' else e.rule
 
+@patch
+def answer(self:EnsembleClassifier, probabilities, top:int=5) -> dict: # (members*classes,), means over a video's looks
+    "The vote, how it came about, and every member's own answer"
+    table, e, n = np.asarray(probabilities)[None], self.ensemble, len(self.classes)
+    votes = {name: likeliest(p, self.classes, 1)[0] for name, p in zip(e.members, table.reshape(-1, n))}
+    best = likeliest(e.combine(table)[0], self.classes, top)
+    return dict(top=best, rule=self.rule, tie=bool(ties(vote_counts(table, n))[0]), votes=votes)
+
+@patch(as_prop=True)
+def about(self:EnsembleClassifier) -> dict:
+    "What the answers depend on"
+    e = self.ensemble
+    learned = [e.fitted['table'].tolist(), e.fitted['labels'].tolist()] if e.fitted else None
+    heads = {name: fingerprint(m.model) for name, m in e.members.items()}
+    return {'encoder': short_hash({name: _identity(x) for name, x in e.encoders.items()}),
+            'probe': short_hash([heads, e.encoder_of, learned]),
+            'members': ', '.join(e.members), 'rule': self.rule, **_about_all(self)}
+
+# %% ../nbs/32_infer.ipynb #661630fa
 def _load_ensemble(encoder, file, classes, told) -> EnsembleClassifier:
     "Open an ensemble; the encoder that its file lacks comes from another"
     e, lines = load_ensemble(file), []
-    if e.encoders and encoder: raise ValueError(f"{file} holds its own encoders ({', '.join(e.encoders)}); leave the encoder out")
-    if not e.encoders:
-        read = sorted(set(e.encoder_of.values()))
-        if len(read) > 1: raise ValueError(f"{file} has members that read {', '.join(read)}, but not these encoders; save it with Ensemble(..., encoders=...)")
-        if not encoder: raise ValueError(f'{file} holds no encoder; say which one its members read')
-        opened = load_checkpoint(encoder, **told)
-        lines, e.encoders = [f'{repr(opened).splitlines()[0]}; {opened.report}'], {(read or ['encoder'])[0]: opened.encoder}
-        e.encoder_of = dict.fromkeys(e.members, next(iter(e.encoders)))
+    if e.encoders and encoder:
+        raise ValueError(f"{file} holds its own encoders ({', '.join(e.encoders)}); leave the encoder out")
+    if not e.encoders: lines = [_give_encoder(e, encoder, file, told)]
     names = class_names(classes) if classes else e.classes
-    if len(names) != len(e.classes): raise ValueError(f'{classes} has {len(names)} class names, the ensemble {Path(file).name} has {len(e.classes)} classes')
+    if len(names) != len(e.classes):
+        raise ValueError(f'{classes} has {len(names)} class names, '
+                         f'the ensemble {Path(file).name} has {len(e.classes)} classes')
     out = EnsembleClassifier(e, names)
-    out.loaded = [*lines, f'{len(e.members)} members on {len(e.encoders)} encoder{"s"*(len(e.encoders) > 1)}: {", ".join(e.members)}', f'rule: {out.rule}']
+    encoders = f'{len(e.encoders)} encoder{"s"*(len(e.encoders) > 1)}'
+    out.loaded = [*lines, f'{len(e.members)} members on {encoders}: {", ".join(e.members)}', f'rule: {out.rule}']
     return out
+
+def _give_encoder(e, encoder, file, told) -> str: # a line that says what was loaded
+    "Load the one encoder that all members read"
+    sources = sorted(set(e.encoder_of.values()))
+    if len(sources) > 1:
+        raise ValueError(f"{file} has members that read {', '.join(sources)}, but not these encoders; "
+                         'save it with Ensemble(..., encoders=...)')
+    if not encoder: raise ValueError(f'{file} holds no encoder; say which one its members read')
+    opened, name = load_checkpoint(encoder, **told), (sources or ['encoder'])[0]
+    e.encoders, e.encoder_of = {name: opened.encoder}, dict.fromkeys(e.members, name)
+    return _loaded_line(opened)
 
 # %% ../nbs/32_infer.ipynb #f127261b
 def decode_segments(
     path, clip:ClipConfig,
     decoder:str='auto', threads:int=0
-)->tuple[np.ndarray, list, str]: # uint8 (segments, T, H, W, 3), the share of the video that each stands for, the decoder
+)->tuple[np.ndarray, list, str]: # uint8 (segments, T, H, W, 3), each one's share of the video, the decoder
     "The segments of a video; neighbours that are equal once"
     frames, decoder = decode_clips(path, clip, decoder, threads=threads)
     first = [s for s in range(len(frames)) if s == 0 or not np.array_equal(frames[s], frames[s - 1])]
@@ -178,24 +225,37 @@ def classify(
     timeout:float=None  # seconds for one file; as in `settings.ini` by default
 ): # yields (file, probabilities (classes,) or `VideoError`, decoder)
     "Answers for videos; batches go across them"
-    queue, unfinished, room = [], {}, torch.empty(batch_size, 3, clip.num_frames, clip.size, clip.size)
-    jobs = [(str(file), clip, load_settings().decoder, 1 if decoding_workers(workers) else 0) for file in files]
-    def answers():
-        for place, (_, look, _) in zip(room, queue): place.copy_(normalise(look))
-        for (file, _, weight), p in zip(queue, classifier(room[:len(queue)])):
-            video = unfinished[file]
-            video['left'], video['sum'] = video['left'] - 1, video['sum'] + weight*p
-            if not video['left']: yield file, unfinished.pop(file)['sum'].numpy(), video['decoder']
-        queue.clear()
+    queue, threads = _Queue(classifier, clip, batch_size), 1 if decoding_workers(workers) else 0
+    jobs = [(str(file), clip, load_settings().decoder, threads) for file in files]
     for (file, *_), result in decode_safely(jobs, decode_segments, workers, timeout):
-        if isinstance(result, VideoError): yield file, result, ''; continue
-        frames, shares, decoder = result
-        seen = list(looks(frames, shares, clip))
-        unfinished[file] = dict(left=len(seen), sum=0., decoder=decoder)
-        for look, weight in seen:
-            queue.append((file, look, weight))
-            if len(queue) == batch_size: yield from answers()
-    if queue: yield from answers()
+        if isinstance(result, VideoError): yield file, result, ''
+        else: yield from queue.put(file, *result)
+    yield from queue.flush()
+
+# %% ../nbs/32_infer.ipynb #02da699f
+class _Queue:
+    "Looks that wait for a full batch, and sums of the videos they are from"
+    def __init__(self, classifier, clip, batch_size):
+        self.classifier, self.clip, self.looks, self.unfinished = classifier, clip, [], {}
+        self.batch = torch.empty(batch_size, 3, clip.num_frames, clip.size, clip.size)
+
+    def put(self, file, frames, shares, decoder): # yields answers of videos that are done
+        "Queue all looks of a video"
+        views = list(looks(frames, shares, self.clip))
+        self.unfinished[file] = dict(left=len(views), sum=0., decoder=decoder)
+        for view, weight in views:
+            self.looks.append((file, view, weight))
+            if len(self.looks) == len(self.batch): yield from self.flush()
+
+    def flush(self): # yields answers of videos that are done
+        "Compute what is queued"
+        if not self.looks: return
+        for place, (_, view, _) in zip(self.batch, self.looks): place.copy_(normalise(view))
+        for (file, _, weight), p in zip(self.looks, self.classifier(self.batch[:len(self.looks)])):
+            video = self.unfinished[file]
+            video['left'], video['sum'] = video['left'] - 1, video['sum'] + weight*p
+            if not video['left']: yield file, self.unfinished.pop(file)['sum'].numpy(), video['decoder']
+        self.looks.clear()
 
 # %% ../nbs/32_infer.ipynb #1db64139
 def likeliest(
@@ -210,12 +270,12 @@ def likeliest(
 # %% ../nbs/32_infer.ipynb #c9b861fb
 def _lines(file):
     "The complete lines of a journal, and where they end"
-    found, end = [], 0
+    lines, end = [], 0
     for line in file:
-        try: found.append(json.loads(line if line.endswith(b'\n') else b''))
+        try: lines.append(json.loads(line if line.endswith(b'\n') else b''))
         except ValueError: break
         end += len(line)
-    return found, end
+    return lines, end
 
 def _lock(file):
     "Refuse a second process (where the system has file locks)"
@@ -224,11 +284,13 @@ def _lock(file):
     try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB) # a process's own: forked decoders do not hold it
     except OSError: raise ValueError(f'another process is writing {file.name} now') from None
 
-def _same(file, stored, wanted):
+def _same(file, stored, settings):
     "Refuse to put the results of two different runs into one table"
     stored = stored if isinstance(stored, dict) else {}
-    for key, value in wanted.items():
-        if stored.get(key) != value: raise ValueError(f'{file} was made with {key}: {stored.get(key)}, not {value}; name another file, or delete it')
+    for key, value in settings.items():
+        if stored.get(key) != value:
+            raise ValueError(f'{file} was made with {key}: {stored.get(key)}, not {value}; '
+                             'name another file, or delete it')
 
 # %% ../nbs/32_infer.ipynb #6bcd98ea
 class Results:
@@ -240,57 +302,81 @@ class Results:
         self.out, self.settings = Path(out), settings
         self.journal = self.out.with_suffix('.jsonl')
         if self.out.suffix.lower() != '.csv': raise ValueError(f'{self.out}: results go to a file that ends in .csv')
-        if self.out.exists() and not self.journal.exists(): raise FileExistsError(f'{self.out} is there, but not the journal {self.journal.name} beside it; name another file')
+        if self.out.exists() and not self.journal.exists():
+            raise FileExistsError(f'{self.out} is there, but not the journal {self.journal.name} beside it; '
+                                  'name another file')
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.journal, 'a+b')
         try: self._continue()
-        except BaseException: self._file.close(); raise
-
-    def _continue(self):
-        "Read the journal, compare its first line, cut off a line that was not completed"
-        _lock(self._file)
-        self._file.seek(0)
-        lines, end = _lines(self._file)
-        self._file.seek(0)
-        if not lines and self._file.read(1) not in (b'', b'{'): raise ValueError(f'{self.journal} is no journal of results; name another file')
-        if lines: _same(self.journal, lines[0], self.settings)
-        self._file.truncate(end)
-        if not lines: self._append(self.settings)
-        self.records = {r['path']: r for r in lines[1:]}
-
-    def _append(self, line):
-        self._file.write(json.dumps(line).encode() + b'\n')
-        self._file.flush()
-
-    def add(self, path:str, **found): # size=..., decoder=..., top=[...] (of an ensemble rule=..., tie=..., votes={...}) or reason=...
-        "Keep the answer for a video, or the reason why there is none"
-        self._append(dict(path=path, **found))
-        self.records[path] = dict(path=path, **found)
+        except BaseException:
+            self.close()
+            raise
 
     def has(self, path:str, size:int) -> bool: # size: of the file, in bytes
         "Is there an answer for this very file? What was skipped is tried again"
         return 'top' in self.records.get(path, {}) and self.records[path]['size'] == size
 
-    @property
-    def skipped(self) -> pd.DataFrame: # path, reason
-        return pd.DataFrame([r for r in self.records.values() if 'reason' in r], columns=['path', 'reason'])
-
-    @property
-    def table(self) -> pd.DataFrame:
-        "A row per video: its path, the decoder, and the likeliest classes with their probabilities; of an ensemble the rule and the members' answers, too"
-        rows = [dict(path=r['path'], decoder=r['decoder'], **{f'{key}_{k}': answer[key] for k, answer in enumerate(r['top'], 1) for key in ('label', 'class', 'probability')},
-                     **(dict(rule=r['rule'], tie=r['tie']) | {f'vote of {name}': vote['class'] for name, vote in r['votes'].items()} if 'votes' in r else {}))
-                for r in self.records.values() if 'top' in r]
-        return pd.DataFrame(rows, columns=None if rows else ['path', 'decoder'])
-
-    def write(self, complete:bool):
-        "The tables: `out`, the same as JSON, and skipped.csv"
-        for file, table in ((self.out, self.table), (self.out.with_name('skipped.csv'), self.skipped)):
-            with write_beside(file) as temporary: table.to_csv(temporary, index=False)
-        answers = [{k: r[k] for k in ('path', 'decoder', 'top', 'rule', 'tie', 'votes') if k in r} for r in self.records.values() if 'top' in r]
-        write_json(self.out.with_suffix('.json'), dict(complete=complete, settings=self.settings, results=answers, skipped=self.skipped.to_dict('records')))
-
     def close(self): self._file.close()
+
+# %% ../nbs/32_infer.ipynb #3ebcb29f
+@patch
+def _continue(self:Results):
+    "Read the journal, compare its first line, cut off a line that was not completed"
+    _lock(self._file)
+    self._file.seek(0)
+    lines, end = _lines(self._file)
+    self._file.seek(0)
+    if not lines and self._file.read(1) not in (b'', b'{'):
+        raise ValueError(f'{self.journal} is no journal of results; name another file')
+    if lines: _same(self.journal, lines[0], self.settings)
+    self._file.truncate(end)
+    if not lines: self._append(self.settings)
+    self.records = {r['path']: r for r in lines[1:]}
+
+@patch
+def _append(self:Results, line):
+    self._file.write(json.dumps(line).encode() + b'\n')
+    self._file.flush()
+
+@patch
+def add(self:Results, path:str, **record): # size, decoder, top (an ensemble's rule, tie and votes, too), or a reason
+    "Keep the answer for a video, or the reason why there is none"
+    self._append(dict(path=path, **record))
+    self.records[path] = dict(path=path, **record)
+
+# %% ../nbs/32_infer.ipynb #ab4e0d66
+@patch(as_prop=True)
+def answers(self:Results) -> list: return [r for r in self.records.values() if 'top' in r]
+
+@patch(as_prop=True)
+def skipped(self:Results) -> pd.DataFrame: # path, reason
+    return pd.DataFrame([r for r in self.records.values() if 'reason' in r], columns=['path', 'reason'])
+
+@patch(as_prop=True)
+def table(self:Results) -> pd.DataFrame:
+    "A row per video: path, decoder, the likeliest classes; of an ensemble the rule and the members' answers, too"
+    return pd.DataFrame([_table_row(r) for r in self.answers], columns=None if self.answers else ['path', 'decoder'])
+
+_answer_keys = ('label', 'class', 'probability')
+
+def _table_row(r) -> dict:
+    "A record of the journal as a row"
+    row = dict(path=r['path'], decoder=r['decoder'])
+    for k, answer in enumerate(r['top'], 1): row |= {f'{key}_{k}': answer[key] for key in _answer_keys}
+    if 'votes' not in r: return row
+    votes = {f'vote of {name}': vote['class'] for name, vote in r['votes'].items()}
+    return row | dict(rule=r['rule'], tie=r['tie']) | votes
+
+# %% ../nbs/32_infer.ipynb #c4089781
+@patch
+def write(self:Results, complete:bool):
+    "The tables: `out`, the same as JSON, and skipped.csv"
+    for file, table in ((self.out, self.table), (self.out.with_name('skipped.csv'), self.skipped)):
+        with write_beside(file) as temporary: table.to_csv(temporary, index=False)
+    keys = ('path', 'decoder', 'top', 'rule', 'tie', 'votes')
+    results, skipped = [{k: r[k] for k in keys if k in r} for r in self.answers], self.skipped.to_dict('records')
+    write_json(self.out.with_suffix('.json'),
+               dict(complete=complete, settings=self.settings, results=results, skipped=skipped))
 
 # %% ../nbs/32_infer.ipynb #16d1b7e9
 def video_files(
@@ -301,7 +387,8 @@ def video_files(
     if path.is_dir(): return read_manifest(path, 'plain')
     if path.is_file() and path.suffix.lower() in ('', '.txt', '.list', '.lst'):
         lines = [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
-        if lines and not any(re.search(r'\s-?\d+$', line) for line in lines): return Manifest(pd.DataFrame([dict(path=line, label=-1) for line in lines]), path.parent)
+        if lines and not any(re.search(r'\s-?\d+$', line) for line in lines):
+            return Manifest(pd.DataFrame([dict(path=line, label=-1) for line in lines]), path.parent)
     return read_manifest(path)
 
 # %% ../nbs/32_infer.ipynb #8a1b3178
@@ -317,22 +404,33 @@ def infer(
 )->Results:
     "Answers for all videos; what a run that was stopped has computed is not computed again"
     clip = classifier.clip(segments, views, stride)
-    sampling = {k: getattr(clip, k) for k in ('num_frames', 'stride', 'segments', 'views', 'size')}
-    results = Results(out, dict(classifier.about, **sampling, top=top, videos=str(videos.root.resolve())))
-    name = {str(videos.root/p): p for p in dict.fromkeys(videos.table.path)}
-    size = {file: os.stat(file).st_size if os.path.exists(file) else -1 for file in name}
-    todo, complete = [file for file, p in name.items() if not results.has(p, size[file])], False
+    results = Results(out, _settings(classifier, clip, top, videos))
+    paths = {str(videos.root/p): p for p in dict.fromkeys(videos.table.path)}
+    complete = False
     try:
-        with tqdm(total=len(name), initial=len(name) - len(todo), desc='Inference', unit='video', disable=not progress) as bar:
-            for file, answer, decoder in classify(classifier, todo, clip, batch_size, workers):
-                if isinstance(answer, VideoError): results.add(name[file], reason=answer.reason)
-                else: results.add(name[file], size=size[file], decoder=decoder, **classifier.answer(answer, top))
-                bar.update()
+        _infer_rest(results, paths, classifier, clip, top, batch_size, workers, progress)
         complete = True
     finally:
         results.write(complete)
         results.close()
     return results
+
+# %% ../nbs/32_infer.ipynb #a584c830
+def _settings(classifier, clip, top, videos) -> dict:
+    "What a table of answers depends on"
+    sampling = {k: getattr(clip, k) for k in ('num_frames', 'stride', 'segments', 'views', 'size')}
+    return dict(classifier.about, **sampling, top=top, videos=str(videos.root.resolve()))
+
+def _infer_rest(results, paths, classifier, clip, top, batch_size, workers, progress):
+    "Classify the videos that have no answer yet"
+    sizes = {file: os.stat(file).st_size if os.path.exists(file) else -1 for file in paths}
+    rest = [file for file, path in paths.items() if not results.has(path, sizes[file])]
+    n = len(paths)
+    with tqdm(total=n, initial=n - len(rest), desc='Inference', unit='video', disable=not progress) as bar:
+        for file, answer, decoder in classify(classifier, rest, clip, batch_size, workers):
+            if isinstance(answer, VideoError): results.add(paths[file], reason=answer.reason)
+            else: results.add(paths[file], size=sizes[file], decoder=decoder, **classifier.answer(answer, top))
+            bar.update()
 
 # %% ../nbs/32_infer.ipynb #b29045a0
 def draw_answers(
@@ -340,31 +438,41 @@ def draw_answers(
     title:str=''
 ):
     "Frames of every video, and bars of its likeliest classes"
-    fig, axes = plt.subplots(len(answers), 2, figsize=(7.4, 1.05*len(answers) + 0.6), squeeze=False, sharex='col', width_ratios=[1.5, 1])
-    for (left, right), (name, frames, top) in zip(axes, answers):
-        apart = np.pad(frames, ((0, 0), (0, 0), (0, max(2, frames.shape[2]//20)), (0, 0)), constant_values=255)
-        left.imshow(np.concatenate(list(apart), axis=1)); left.set_axis_off()
-        left.set_title(name, fontsize=7, loc='left', parse_math=False)
-        right.barh(range(len(top)), [a['probability'] for a in top], height=0.7)
-        right.set_yticks(range(len(top)), [a['class'][:28] for a in top], fontsize=7, parse_math=False)
-        right.set_xlim(0, 1); right.tick_params(axis='x', labelsize=7); right.grid(False, axis='y'); right.invert_yaxis()
+    size = (7.4, 1.05*len(answers) + 0.6)
+    fig, axes = plt.subplots(len(answers), 2, figsize=size, squeeze=False, sharex='col', width_ratios=[1.5, 1])
+    for row, answer in zip(axes, answers): _draw_answer(*row, *answer)
     axes[-1, 1].set_xlabel('probability', fontsize=8)
     if title: fig.suptitle(title, fontsize=9)
     return fig
 
+def _draw_answer(left, right, name, frames, top):
+    "Frames side by side on the left, bars on the right"
+    padded = np.pad(frames, ((0, 0), (0, 0), (0, max(2, frames.shape[2]//20)), (0, 0)), constant_values=255)
+    left.imshow(np.concatenate(list(padded), axis=1))
+    left.set_axis_off()
+    left.set_title(name, fontsize=7, loc='left', parse_math=False)
+    right.barh(range(len(top)), [a['probability'] for a in top], height=0.7)
+    right.set_yticks(range(len(top)), [a['class'][:28] for a in top], fontsize=7, parse_math=False)
+    right.set_xlim(0, 1)
+    right.tick_params(axis='x', labelsize=7)
+    right.grid(False, axis='y')
+    right.invert_yaxis()
+
+# %% ../nbs/32_infer.ipynb #7da4d1b0
 def contact_sheet(
     results:Results, root,  # the folder that the paths start at
     n:int=24,               # videos, evenly spread
     workers:int=None
 ):
     "Some videos of a run with their answers"
-    found = [r for r in results.records.values() if 'top' in r]
-    shown = [found[i] for i in np.linspace(0, len(found) - 1, min(n, len(found))).round().astype(int)]
-    clip = ClipConfig(num_frames=1, stride=1, segments=4, size=96, store=96)
-    decoded = decode_safely([(str(Path(root)/r['path']), clip) for r in shown], decode_clips, workers)
-    answers = [(r['path'], result[0][:, 0], r['top']) for r, (_, result) in zip(shown, decoded) if not isinstance(result, VideoError)]
+    records, clip = results.answers, ClipConfig(num_frames=1, stride=1, segments=4, size=96, store=96)
+    rows = np.linspace(0, len(records) - 1, min(n, len(records))).round().astype(int)
+    sample = [records[i] for i in rows]
+    decoded = decode_safely([(str(Path(root)/r['path']), clip) for r in sample], decode_clips, workers)
+    answers = [(r['path'], result[0][:, 0], r['top'])
+               for r, (_, result) in zip(sample, decoded) if not isinstance(result, VideoError)]
     if not answers: raise ValueError(f'{results.out}: no video has an answer, so there is nothing to draw')
-    return draw_answers(answers, f'{len(answers)} of {len(found)} videos')
+    return draw_answers(answers, f'{len(answers)} of {len(records)} videos')
 
 # %% ../nbs/32_infer.ipynb #d0b17427
 def export_onnx(
@@ -372,18 +480,26 @@ def export_onnx(
     file                   # ends in .onnx
 )->Path:
     "Write a classifier as ONNX: `clips` (B, 3, T, H, W), normalised float32, to `probabilities` (B, classes)"
-    if isinstance(classifier, EnsembleClassifier): raise ValueError("an ensemble is exported member by member: export_onnx(classifier.member(name), file)")
+    if isinstance(classifier, EnsembleClassifier):
+        raise ValueError('an ensemble is exported member by member: export_onnx(classifier.member(name), file)')
     for package in ('onnx', 'onnxscript'):
-        if not importlib.util.find_spec(package): raise ModuleNotFoundError(f"export needs '{package}': pip install 'jepa[edge]'")
-    c, head = classifier.encoder.config, classifier.probe
-    module = nn.Sequential(classifier.encoder, head, nn.Softmax(-1)).float().cpu().eval()
-    clips = torch.zeros(2, 3, c.num_frames, c.height, c.width)
-    attention = {m: m.fused for m in module.modules() if isinstance(m, Attention)}
-    for m in attention: m.fused = True # one operation of the graph, whatever the number of clips
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning) # of torch about its own parts
-        program = torch.onnx.export(module, (clips,), dynamo=True, dynamic_shapes=({0: torch.export.Dim('batch', min=1, max=16)},), input_names=['clips'], output_names=['probabilities'], verbose=False)
-    for m, fused in attention.items(): m.fused = fused
+        if not importlib.util.find_spec(package):
+            raise ModuleNotFoundError(f"export needs '{package}': pip install 'jepa[edge]'")
+    program = _onnx_program(classifier)
     with write_beside(file) as temporary: program.save(temporary)
     for m in (classifier.encoder, classifier.probe): m.to(classifier.accelerator.device)
     return Path(file)
+
+def _onnx_program(classifier):
+    "The graph of encoder, head and softmax, for any batch"
+    c = classifier.encoder.config
+    module = nn.Sequential(classifier.encoder, classifier.probe, nn.Softmax(-1)).float().cpu().eval()
+    attention = {m: m.fused for m in module.modules() if isinstance(m, Attention)}
+    for m in attention: m.fused = True # one operation of the graph, whatever the number of clips
+    clips, batch = torch.zeros(2, 3, c.num_frames, c.height, c.width), torch.export.Dim('batch', min=1, max=16)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning) # of torch about its own parts
+        program = torch.onnx.export(module, (clips,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False,
+                                    input_names=['clips'], output_names=['probabilities'])
+    for m, fused in attention.items(): m.fused = fused
+    return program

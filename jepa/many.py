@@ -32,7 +32,8 @@ def moves(
     pixels:int=36, progress:bool=True
 )->Manifest: # with splits train and val
     "Short videos of twelve motions, made where they are not there yet"
-    return read_manifest(make_actions(ActionsConfig(classes=MOVES, train=train, val=val, size=pixels, num_frames=16, level='easy'), progress=progress))
+    config = ActionsConfig(classes=MOVES, train=train, val=val, size=pixels, num_frames=16, level='easy')
+    return read_manifest(make_actions(config, progress=progress))
 
 # %% ../nbs/44_many.ipynb #29f0a8a0
 def pooled(
@@ -47,8 +48,9 @@ def some_classes(
     x:Features, num_classes:int, seed:int=0
 )->Features: # labels numbered anew
     "The clips of a few classes, drawn"
-    if num_classes > len(x.classes): raise ValueError(f'{num_classes} classes asked for, the features have {len(x.classes)}')
-    keep = np.sort(np.random.default_rng(seed_of('classes', seed)).permutation(len(x.classes))[:num_classes])
+    n, rng = len(x.classes), np.random.default_rng(seed_of('classes', seed))
+    if num_classes > n: raise ValueError(f'{num_classes} classes asked for, the features have {n}')
+    keep = np.sort(rng.permutation(n)[:num_classes])
     rows = np.flatnonzero(np.isin(x.labels, keep))
     return Features(x.tokens[rows], np.searchsorted(keep, x.labels[rows]), [x.classes[c] for c in keep])
 
@@ -58,8 +60,11 @@ def some_labels(
 )->Features:
     "So many clips of every class, drawn"
     rng, counts = np.random.default_rng(seed_of('labels', seed)), np.bincount(x.labels, minlength=len(x.classes))
-    if counts.min() < shots: raise ValueError(f"{shots} labels per class asked for, '{x.classes[counts.argmin()]}' has {counts.min()} clips")
-    return x.take(np.concatenate([rng.permutation(np.flatnonzero(x.labels == c))[:shots] for c in range(len(x.classes))]))
+    fewest = counts.argmin()
+    if counts[fewest] < shots:
+        raise ValueError(f"{shots} labels per class asked for, '{x.classes[fewest]}' has {counts[fewest]} clips")
+    rows = [rng.permutation(np.flatnonzero(x.labels == c))[:shots] for c in range(len(x.classes))]
+    return x.take(np.concatenate(rows))
 
 # %% ../nbs/44_many.ipynb #dd615482
 def bags(
@@ -75,8 +80,11 @@ def three_ways(
     members:int=4, probe:ProbeConfig=PROBES['linear'], seed:int=0
 )->dict: # General: a `Probe`; parts, bagging: an `Ensemble` each
     "One head on all labels, heads on parts of them, heads on samples of them"
-    vote = lambda name, groups: Ensemble({f'{name} {i}': fit_probe(probe, train.take(rows), progress=False) for i, rows in enumerate(groups, 1)})
-    return dict(General=fit_probe(probe, train, progress=False), parts=vote('part', stratified_parts(train.labels, members, seed)), bagging=vote('bag', bags(train.labels, members, seed)))
+    def fit(rows): return fit_probe(probe, train.take(rows), progress=False)
+    def vote(name, groups): return Ensemble({f'{name} {i}': fit(rows) for i, rows in enumerate(groups, 1)})
+    return dict(General=fit_probe(probe, train, progress=False),
+                parts=vote('part', stratified_parts(train.labels, members, seed)),
+                bagging=vote('bag', bags(train.labels, members, seed)))
 
 # %% ../nbs/44_many.ipynb #c0402189
 def gap_map(
@@ -90,10 +98,14 @@ def gap_map(
     for r in table.itertuples():
         i, j = wide.index.get_loc(getattr(r, rows)), wide.columns.get_loc(getattr(r, columns))
         half = '' if np.isnan(r.low) else f'\n±{(r.high - r.low)/2:.1f}'
-        ax.text(j, i, f'{r.points:+.1f}{half}', ha='center', va='center', fontsize=7, color='white' if abs(r.points) > .7*limit else 'black')
-        if r.low > 0 or r.high < 0: ax.add_patch(Rectangle((j - .46, i - .46), .92, .92, fill=False, lw=1.5, ec='black'))
-    ax.set_xticks(range(len(wide.columns)), wide.columns); ax.set_yticks(range(len(wide)), wide.index)
-    ax.set(title=title, xlabel=columns, ylabel=rows); ax.grid(False)
+        color = 'white' if abs(r.points) > .7*limit else 'black'
+        ax.text(j, i, f'{r.points:+.1f}{half}', ha='center', va='center', fontsize=7, color=color)
+        off_zero = r.low > 0 or r.high < 0
+        if off_zero: ax.add_patch(Rectangle((j - .46, i - .46), .92, .92, fill=False, lw=1.5, ec='black'))
+    ax.set_xticks(range(len(wide.columns)), wide.columns)
+    ax.set_yticks(range(len(wide)), wide.index)
+    ax.set(title=title, xlabel=columns, ylabel=rows)
+    ax.grid(False)
     return image
 
 # %% ../nbs/44_many.ipynb #b4cb4b48
@@ -105,9 +117,11 @@ def choose_penalty(
     folds:int=3, seed:int=0
 )->ProbeConfig: # logistic
     "The penalty that answers best about labels left out; of equals the strongest"
-    cv = LogisticRegressionCV(Cs=strengths, cv=StratifiedKFold(folds, shuffle=True, random_state=seed), max_iter=2000, scoring='accuracy', l1_ratios=(0.,), use_legacy_attributes=False)
-    means = train.mean()
-    make_pipeline(StandardScaler(), cv).fit(means.reshape(-1, means.shape[-1]), np.repeat(train.labels, train.num_views))
+    split = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    options = dict(max_iter=2000, scoring='accuracy', l1_ratios=(0.,), use_legacy_attributes=False)
+    cv, means = LogisticRegressionCV(Cs=strengths, cv=split, **options), train.mean()
+    labels = np.repeat(train.labels, train.num_views)
+    make_pipeline(StandardScaler(), cv).fit(means.reshape(-1, means.shape[-1]), labels)
     return ProbeConfig('logistic', C=float(cv.C_))
 
 # %% ../nbs/44_many.ipynb #f7f44323
@@ -119,7 +133,8 @@ def wide_recipe(
     "The recipe with an encoder of this width; heads of 32 (16 below a width of 64), a predictor of half the width"
     c = recipe_config(epochs, seed, **{**dict(predictor=PredictorConfig(embed_dim=width//2, depth=2)), **changes})
     heads = width//32 if width >= 64 else max(1, width//16)
-    return c.replace(encoder=c.encoder.replace(embed_dim=width, depth=depth, num_heads=heads, mlp_ratio=(hidden + .5)/width if hidden else 4.)) # + .5: of `int` in the MLP
+    ratio = (hidden + .5)/width if hidden else 4. # + .5: of `int` in the MLP
+    return c.replace(encoder=c.encoder.replace(embed_dim=width, depth=depth, num_heads=heads, mlp_ratio=ratio))
 
 # %% ../nbs/44_many.ipynb #29f09f51
 def one_large(
@@ -130,7 +145,9 @@ def one_large(
     e, cost = small.encoder, training_cost(small)
     head = e.embed_dim//e.num_heads
     width = head*round(members**.5*e.embed_dim/head)
-    make = lambda epochs, hidden: wide_recipe(width, epochs, small.seed, e.depth, hidden, pixels=small.clip.size, batch_size=small.batch_size, **changes)
+    same = dict(pixels=small.clip.size, batch_size=small.batch_size, **changes)
+    def make(epochs, hidden): return wide_recipe(width, epochs, small.seed, e.depth, hidden, **same)
     missing = members*cost['encoder'] - training_cost(make(1, 4*width))['encoder']
     hidden = 4*width + round(missing/(e.depth*(2*width + 1))) # a unit more: a row, a column and a bias in every block
-    return make(max(1, round(members*small.epochs*cost['flops']/training_cost(make(1, hidden))['flops'])), hidden)
+    epochs = members*small.epochs*cost['flops']/training_cost(make(1, hidden))['flops']
+    return make(max(1, round(epochs)), hidden)

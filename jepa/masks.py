@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['short_range', 'long_range', 'SAMPLERS', 'Grid', 'MaskPair', 'to_ids', 'MaskConfig', 'MultiBlock', 'block_size',
-           'draw_blocks', 'multiblock', 'draw_mask', 'RandomTube', 'RandomTokens', 'Future', 'tube', 'random_tokens',
+           'place_blocks', 'multiblock', 'draw_mask', 'RandomTube', 'RandomTokens', 'Future', 'tube', 'random_tokens',
            'future', 'sample_masks']
 
 # %% ../nbs/20_masks.ipynb #98c3f879
@@ -30,8 +30,10 @@ class Grid(NamedTuple):
     @classmethod
     def of(cls, num_frames:int, height:int, width:int, patch_size:int=16, tubelet_size:int=2):
         "The grid of a clip; sizes that leave a remainder are errors"
-        for name, size, step in [('num_frames', num_frames, tubelet_size), ('height', height, patch_size), ('width', width, patch_size)]:
-            if size < step or size % step: raise ValueError(f'{name}={size} is not a multiple of {step}; use {max(step, round(size/step)*step)}')
+        steps = dict(num_frames=tubelet_size, height=patch_size, width=patch_size)
+        for (name, step), size in zip(steps.items(), (num_frames, height, width)):
+            if size >= step and not size % step: continue
+            raise ValueError(f'{name}={size} is not a multiple of {step}; use {max(step, round(size/step)*step)}')
         return cls(num_frames//tubelet_size, height//patch_size, width//patch_size)
 
 # %% ../nbs/20_masks.ipynb #cc662d62
@@ -60,12 +62,18 @@ def to_ids(
 @dataclass(frozen=True)
 class MaskConfig(Config):
     "Base of the mask configurations; `kind` in a dictionary says which one it is"
+    def __post_init__(self):
+        super().__post_init__()
+        for name, value in vars(self).items():
+            if isinstance(value, tuple) and value[0] > value[-1]:
+                raise ValueError(f'{type(self).__name__}.{name} is {value}: the smaller number comes first')
+
     @classmethod
     def from_dict(cls, d):
         if cls is not MaskConfig: return super().from_dict(d)
-        kinds = {c.kind: c for c in MaskConfig.__subclasses__()}
-        if d.get('kind') not in kinds: raise KeyError(f"a mask has no kind {d.get('kind')!r}; {nearest(d.get('kind'), kinds)}")
-        return kinds[d['kind']].from_dict(d)
+        kind, kinds = d.get('kind'), {c.kind: c for c in MaskConfig.__subclasses__()}
+        if kind not in kinds: raise KeyError(f"a mask has no kind {kind!r}; {nearest(kind, kinds)}")
+        return kinds[kind].from_dict(d)
 
 # %% ../nbs/20_masks.ipynb #2742e8a4
 @dataclass(frozen=True)
@@ -78,6 +86,8 @@ class MultiBlock(MaskConfig):
     aspect_ratio: tuple[float, float] = (0.75, 1.5)    # height / width
     max_temporal_keep: float = 1.0                     # context only from this first share of the clip
     max_keep: int | None = None                        # largest number of context tokens
+    ranges = dict(num_blocks='[1, 10000]', spatial_scale='(0, 1]', temporal_scale='(0, 1]', aspect_ratio='(0, inf)',
+                  max_temporal_keep='(0, 1]', max_keep='[1, inf)')
 
 short_range = MultiBlock()
 long_range = MultiBlock(num_blocks=2, spatial_scale=(0.7, 0.7))
@@ -103,7 +113,7 @@ def _inside(starts, length:int, size:int): # starts (B, M)
     at = torch.arange(size)
     return (at >= starts[..., None]) & (at < starts[..., None] + length)
 
-def draw_blocks(
+def place_blocks(
     size:Grid,      # of a block
     grid:Grid,
     shape:tuple,    # (B, M) clips and blocks per clip
@@ -122,7 +132,7 @@ def multiblock(config:MultiBlock, grid:Grid, batch_size:int, generator) -> torch
         hidden = torch.zeros(batch_size, *grid, dtype=torch.bool)
         redraw = torch.ones(batch_size, dtype=torch.bool)
         for _ in range(20):
-            hidden[redraw] = draw_blocks(size, grid, (int(redraw.sum()), config.num_blocks), generator).any(1)
+            hidden[redraw] = place_blocks(size, grid, (int(redraw.sum()), config.num_blocks), generator).any(1)
             hidden[:, keep:] = True
             redraw = hidden.flatten(1).all(1)
             if not redraw.any(): return hidden
@@ -140,19 +150,27 @@ def draw_mask(
     "A mask over evenly spaced frames: context green, target red, neither grey"
     state = torch.full((grid.tokens,), 0)
     state[pair.context_ids[clip]], state[pair.target_ids[clip]] = 1, 2
-    state = state.view(grid)
-    colours = torch.tensor([[.5, .5, .5, .75], [0., .62, .45, .3], [.84, .15, .16, .65]]) # red, green, blue, opacity
-    at = [round(i*(len(frames) - 1)/(num_frames - 1)) for i in range(num_frames)] if num_frames > 1 else [0]
-    fig, axes = plt.subplots(1, num_frames, figsize=(1.9*num_frames, 2.15 + 0.25*bool(title)), squeeze=False, dpi=64)
+    # red, green, blue, opacity
+    colours = torch.tensor([[.5, .5, .5, .75], [0., .62, .45, .3], [.84, .15, .16, .65]])[state.view(grid)].numpy()
+    at = [round(i*(len(frames) - 1)/max(num_frames - 1, 1)) for i in range(num_frames)]
+    size = (1.9*num_frames, 2.15 + 0.25*bool(title))
+    fig, axes = plt.subplots(1, num_frames, figsize=size, squeeze=False, dpi=64)
     for ax, f in zip(axes[0], at):
-        patches = colours[state[min(f*grid.T//len(frames), grid.T - 1)]].numpy()
-        height, width = frames[f].shape[:2]
-        ax.imshow(frames[f])
-        ax.imshow(patches, extent=(0, width, height, 0), interpolation='nearest')
-        ax.set_xticks([width*i/grid.W for i in range(grid.W + 1)], []); ax.set_yticks([height*i/grid.H for i in range(grid.H + 1)], [])
-        ax.grid(color='white', lw=0.3); ax.tick_params(length=0); ax.set_title(f'frame {f}', fontsize=7)
+        _draw_patches(ax, frames[f], colours[min(f*grid.T//len(frames), grid.T - 1)])
+        ax.set_title(f'frame {f}', fontsize=7)
     if title: fig.suptitle(title, fontsize=9)
     return fig
+
+# %% ../nbs/20_masks.ipynb #8567a145
+def _draw_patches(ax, frame, colours): # (H, W, 3), (rows, columns, 4)
+    "A frame under coloured patches"
+    (height, width), (rows, columns) = frame.shape[:2], colours.shape[:2]
+    ax.imshow(frame)
+    ax.imshow(colours, extent=(0, width, height, 0), interpolation='nearest')
+    ax.set_xticks([width*i/columns for i in range(columns + 1)], [])
+    ax.set_yticks([height*i/rows for i in range(rows + 1)], [])
+    ax.grid(color='white', lw=0.3)
+    ax.tick_params(length=0)
 
 # %% ../nbs/20_masks.ipynb #4327422e
 @dataclass(frozen=True)
@@ -160,18 +178,21 @@ class RandomTube(MaskConfig):
     "Target = the same random patches in every frame"
     kind: Literal['tube'] = 'tube'
     ratio: float = 0.9  # share of patches hidden
+    ranges = dict(ratio='(0, 1)')
 
 @dataclass(frozen=True)
 class RandomTokens(MaskConfig):
     "Target = random tokens"
     kind: Literal['random'] = 'random'
     ratio: float = 0.75 # share of tokens hidden
+    ranges = dict(ratio='(0, 1)')
 
 @dataclass(frozen=True)
 class Future(MaskConfig):
     "Context = the first tubelets, target = all later ones"
     kind: Literal['future'] = 'future'
     tubelets: tuple[int, int] = (1, 3) # fewest and most context tubelets; drawn once per batch
+    ranges = dict(tubelets='[1, inf)')
 
 # %% ../nbs/20_masks.ipynb #43cef68a
 def _random_subset(shape, ratio:float, generator): # (B, N) -> True for `ratio` of the N
@@ -193,7 +214,9 @@ def random_tokens(config:RandomTokens, grid:Grid, batch_size:int, generator): # 
 def future(config:Future, grid:Grid, batch_size:int, generator): # hidden (B, T, H, W)
     "Everything after the first tubelets"
     low, high = config.tubelets
-    if not 1 <= low <= high < grid.T: raise ValueError(f'Future.tubelets={config.tubelets} must lie between 1 and {grid.T - 1}: the clip has {grid.T} tubelets')
+    if not 1 <= low <= high < grid.T:
+        raise ValueError(f'Future.tubelets={config.tubelets} must lie between 1 and {grid.T - 1}: '
+                         f'the clip has {grid.T} tubelets')
     keep = int(torch.randint(low, high + 1, (), generator=generator))
     return (torch.arange(grid.T) >= keep).view(1, -1, 1, 1).expand(batch_size, *grid)
 

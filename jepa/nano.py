@@ -7,7 +7,10 @@ __all__ = ['TABLE2', 'TABLE2_CLASSES', 'nano_config', 'nano_videos', 'Table2Mode
            'image_features', 'pixel_features', 'on_device']
 
 # %% ../nbs/40_nano.ipynb #d5687c74
-import configparser, hashlib, os, tempfile
+import configparser
+import hashlib
+import os
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +42,12 @@ def nano_config(
     num_frames:int=16, stride:int=4, pixels:int=224, patch_size:int=16,
     predictor_dim:int=384, predictor_depth:int=12,
     epochs:int=15, batch_size:int=8,
-    seed:int=0, **changes
+    seed:int=0, **changes # any other field of `TrainConfig`
 )->TrainConfig:
     "nano-JEPA's pretraining: ViT-T, V-JEPA's two masks, L1 on normalised features"
-    return train_config('tiny', num_frames, stride, pixels, patch_size, predictor=PredictorConfig(embed_dim=predictor_dim, depth=predictor_depth), epochs=epochs, batch_size=batch_size, seed=seed, **changes)
+    predictor = PredictorConfig(embed_dim=predictor_dim, depth=predictor_depth)
+    return train_config('tiny', num_frames, stride, pixels, patch_size, predictor=predictor,
+                        epochs=epochs, batch_size=batch_size, seed=seed, **changes)
 
 # %% ../nbs/40_nano.ipynb #8b76d4aa
 def nano_videos(
@@ -50,11 +55,17 @@ def nano_videos(
     dataset:str='',  # a manifest, list or folder; the embedded dataset by default
     pixels:int=112, level:str='easy', # of the embedded dataset's files
     seed:int=0, progress:bool=True
-)->Manifest:
+)->Manifest: # ValueError where there are too few
     "The videos to pretrain on: the first `videos`, taken from all classes in turn"
-    if dataset: manifest = read_manifest(dataset); train = manifest.split('train') if 'train' in set(manifest.table.split) else manifest
-    else: train = read_manifest(make_actions(ActionsConfig(train=-(-videos//len(ACTIONS)), val=0, size=pixels, level=level), progress=progress))
-    if len(train) < videos: raise ValueError(f'{dataset or "the embedded dataset"} has {len(train)} training videos, {videos} were asked for; lower `videos`')
+    if dataset:
+        manifest = read_manifest(dataset)
+        train = manifest.split('train') if 'train' in set(manifest.table.split) else manifest
+    else:
+        actions = ActionsConfig(train=-(-videos//len(ACTIONS)), val=0, size=pixels, level=level)
+        train = read_manifest(make_actions(actions, progress=progress))
+    if len(train) < videos:
+        raise ValueError(f'{dataset or "the embedded dataset"} has {len(train)} training videos, '
+                         f'{videos} were asked for; lower `videos`')
     return train.select(n=videos, seed=seed)
 
 # %% ../nbs/40_nano.ipynb #479d77d5
@@ -67,30 +78,42 @@ class Table2Model(Config):
     epochs: int
     encoder: Literal['nano-JEPA ViT-T', 'V-JEPA ViT-L'] = 'nano-JEPA ViT-T'
 
-TABLE2 = dict(A=Table2Model(4, 100, 50, 20), B=Table2Model(4, 25, 12, 10), C=Table2Model(8, 100, 50, 20),
-              D=Table2Model(4, 100, 50, 6, 'V-JEPA ViT-L'), E=Table2Model(4, 25, 12, 6, 'V-JEPA ViT-L'), F=Table2Model(8, 100, 50, 6, 'V-JEPA ViT-L'))
+TABLE2 = dict(
+    A=Table2Model(4, 100, 50, 20),
+    B=Table2Model(4, 25, 12, 10),
+    C=Table2Model(8, 100, 50, 20),
+    D=Table2Model(4, 100, 50, 6, 'V-JEPA ViT-L'),
+    E=Table2Model(4, 25, 12, 6, 'V-JEPA ViT-L'),
+    F=Table2Model(8, 100, 50, 6, 'V-JEPA ViT-L'))
 
 # of the embedded dataset; the models of four classes take the first four
 TABLE2_CLASSES = ('move_right', 'turn_left', 'grow', 'blink', 'move_left', 'turn_right', 'shrink', 'orbit_left')
 
 # %% ../nbs/40_nano.ipynb #3aa36454
+def _table2_actions(encoder, shrink, pixels, level, progress):
+    "The embedded videos that the models with one encoder share"
+    models = [m for m in TABLE2.values() if m.encoder == encoder]
+    most = {split: max(getattr(m, split)//shrink for m in models) for split in ('train', 'val')}
+    config = ActionsConfig(classes=TABLE2_CLASSES, **most, size=pixels, level=level)
+    return read_manifest(make_actions(config, progress=progress))
+
 def table2_data(
     model:str,       # A to F
     dataset:str='',  # a manifest, list or folder with train and val; the embedded dataset by default
     pixels:int=112, level:str='easy', # of the embedded dataset's files
     shrink:int=1,    # divides the videos per class, for trials
     seed:int=0, progress:bool=True
-)->tuple[Manifest, Manifest]: # train, val
+)->tuple[Manifest, Manifest]: # train, val; ValueError where there are too few classes
     "The labelled videos of one model of Table 2"
     if model not in TABLE2: raise KeyError(f"Table 2 has no model '{model}'; {nearest(model, TABLE2)}")
     m = TABLE2[model]
-    if dataset: manifest = read_manifest(dataset); names = manifest.classes[:m.classes]
-    else:
-        most = {s: max(getattr(x, s)//shrink for x in TABLE2.values() if x.encoder == m.encoder) for s in ('train', 'val')}
-        names = TABLE2_CLASSES[:m.classes]
-        manifest = read_manifest(make_actions(ActionsConfig(classes=TABLE2_CLASSES, **most, size=pixels, level=level), progress=progress))
-    if len(names) < m.classes: raise ValueError(f'{dataset or "the embedded dataset"} has {len(names)} classes, model {model} needs {m.classes}')
-    return tuple(manifest.split(s).select(classes=names, per_class=getattr(m, s)//shrink, seed=seed).relabel() for s in ('train', 'val'))
+    manifest = read_manifest(dataset) if dataset else _table2_actions(m.encoder, shrink, pixels, level, progress)
+    names = (manifest.classes if dataset else TABLE2_CLASSES)[:m.classes]
+    if len(names) < m.classes:
+        where = dataset or 'the embedded dataset'
+        raise ValueError(f'{where} has {len(names)} classes, model {model} needs {m.classes}')
+    return tuple(manifest.split(s).select(classes=names, per_class=getattr(m, s)//shrink, seed=seed).relabel()
+                 for s in ('train', 'val'))
 
 # %% ../nbs/40_nano.ipynb #2c0e33df
 def probe_frozen(
@@ -101,29 +124,37 @@ def probe_frozen(
     progress:bool=True
 )->tuple[Probe, Evaluation]:
     "One row of Table 2: an attentive probe on frozen features"
-    parts = {}
-    for name, manifest in (('train', train), ('val', val)):
-        c = clip if name == 'val' else clip.replace(segments=1, views=1)
-        parts[name] = features(encoder, manifest.clips(c, Augment(train=name == 'train', flip=flip), progress=progress), copies=copies, progress=progress)
-    fitted = fit_probe(probe.replace(epochs=TABLE2[model].epochs), parts['train'], parts['val'], encoder.config.num_heads, progress)
-    return fitted, fitted.evaluate(parts['val'])
+    train_clips = train.clips(clip.replace(segments=1, views=1), Augment(train=True, flip=flip), progress=progress)
+    train_features = features(encoder, train_clips, copies=copies, progress=progress)
+    val_clips = val.clips(clip, Augment(train=False, flip=flip), progress=progress)
+    val_features = features(encoder, val_clips, copies=copies, progress=progress)
+    probe = probe.replace(epochs=TABLE2[model].epochs)
+    fitted = fit_probe(probe, train_features, val_features, encoder.config.num_heads, progress)
+    return fitted, fitted.evaluate(val_features)
 
+# %% ../nbs/40_nano.ipynb #78ffb49d
 def from_scratch(
     encoder:Encoder, model:str, train:Manifest, val:Manifest, clip:ClipConfig,
     epochs:int=0,   # 0: as many as the model's probe
     flip:bool=False, probe:ProbeConfig=ProbeConfig(), evaluate_every:int=5, progress:bool=True
 )->tuple[Probe, Evaluation]:
     "The control: the same network and head, trained on the labels alone"
-    c = clip.replace(segments=1, views=1)
-    sets = [m.clips(c, Augment(train=t, flip=flip), progress=progress) for m, t in ((train, True), (val, False))]
-    return finetune(probe.replace(epochs=epochs or TABLE2[model].epochs), encoder, *sets, evaluate_every=evaluate_every, progress=progress)
+    clip = clip.replace(segments=1, views=1)
+    train_clips = train.clips(clip, Augment(train=True, flip=flip), progress=progress)
+    val_clips = val.clips(clip, Augment(train=False, flip=flip), progress=progress)
+    probe = probe.replace(epochs=epochs or TABLE2[model].epochs)
+    return finetune(probe, encoder, train_clips, val_clips, evaluate_every=evaluate_every, progress=progress)
 
 # %% ../nbs/40_nano.ipynb #64d926d1
+def _still(manifest, clip, progress):
+    "One clip of each image, as it is"
+    return manifest.clips(clip.replace(segments=1, views=1), Augment(train=False), progress=progress)
+
 def image_features(
     encoder:Encoder, manifest:Manifest, clip:ClipConfig, progress:bool=True
 )->Features:
     "Frozen features of whole images, each repeated as a clip"
-    return features(encoder, manifest.clips(clip.replace(segments=1, views=1), Augment(train=False), progress=progress), progress=progress)
+    return features(encoder, _still(manifest, clip, progress), progress=progress)
 
 # %% ../nbs/40_nano.ipynb #d4ddb333
 def pixel_features(
@@ -132,25 +163,32 @@ def pixel_features(
     progress:bool=True
 )->Features: # one token per image
     "The control without a network: the pixels that the encoder would see, averaged down"
-    clips = manifest.clips(clip.replace(segments=1, views=1), Augment(train=False), progress=progress)
+    clips = _still(manifest, clip, progress)
     batches = loader(clips, 64, shuffle=False, drop_last=False)
     pixels = torch.cat([F.adaptive_avg_pool2d(b['clip'][:, :, 0], side).flatten(1) for b in batches]) # (n, 3*side*side)
     return Features(pixels.half().numpy()[:, None, None], clips.manifest.table.label.to_numpy(), clips.manifest.classes)
 
 # %% ../nbs/40_nano.ipynb #c8f72a86
+def _write_settings(settings, path):
+    "Settings as a file that `load_settings` reads"
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_dict({section: {key: str(getattr(settings, key)) for key in keys}
+                      for section, keys in SETTINGS_SECTIONS.items()})
+    with open(path, 'w') as file: parser.write(file)
+
 @contextmanager
 def on_device(
     device:str # cpu, cuda, cuda:N or mps
 ):
     "Compute there, whatever `settings.ini` says"
     settings, before = load_settings().replace(device=device), os.environ.get('JEPA_SETTINGS')
-    parser = configparser.ConfigParser(interpolation=None)
-    parser.read_dict({section: {k: str(getattr(settings, k)) for k in keys} for section, keys in SETTINGS_SECTIONS.items()})
     with tempfile.TemporaryDirectory() as folder:
-        with open(Path(folder)/'settings.ini', 'w') as file: parser.write(file)
-        os.environ['JEPA_SETTINGS'] = file.name
+        path = Path(folder)/'settings.ini'
+        _write_settings(settings, path)
+        os.environ['JEPA_SETTINGS'] = str(path)
         AcceleratorState._reset_state(True)
         try: yield
         finally:
-            os.environ.pop('JEPA_SETTINGS') if before is None else os.environ.update(JEPA_SETTINGS=before)
+            if before is None: os.environ.pop('JEPA_SETTINGS')
+            else: os.environ['JEPA_SETTINGS'] = before
             AcceleratorState._reset_state(True)

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 # %% ../nbs/23_objective.ipynb #b548168d
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 from .core import *
 from .masks import *
@@ -51,17 +52,22 @@ class Objective(Config):
     "What is predicted, and what keeps features from collapsing; the defaults are V-JEPA's"
     kind: Literal['teacher', 'vicreg', 'sigreg', 'pixels'] = 'teacher'
     target_layers: int = 1  # teacher: mean over so many last blocks, each normalised
-    position: Literal['kept', 'centred', 'standardised'] = 'kept' # teacher: minus the batch's mean at every position, and over its deviation, before the norm
+    # teacher, before the norm: minus the batch's mean at every position; and over its deviation
+    position: Literal['kept', 'centred', 'standardised'] = 'kept'
     context: float = 0.     # weight of the same loss on visible tokens (V-JEPA 2.1)
     weight: float = 0.05    # vicreg, sigreg: share of the regulariser in the loss
+    ranges = dict(target_layers='[1, 10000]', context='[0, inf)', weight='[0, 1]')
 
+# %% ../nbs/23_objective.ipynb #830efd19
 def vicreg(
     z:torch.Tensor # (B, N, D)
 )->torch.Tensor: # scalar
-    "Variance and covariance terms over all tokens of a batch (Bardes et al., 2022), the covariance's weight 1/25 of the variance's"
-    z = z.float().flatten(0, 1); z = z - z.mean(0)
+    "Variance and covariance terms over all tokens of a batch, 25 to 1 (Bardes et al., 2022)"
+    z = z.float().flatten(0, 1)
+    z = z - z.mean(0)
     C = z.T @ z/(len(z) - 1)
-    return F.relu(1 - (C.diagonal() + 1e-4).sqrt()).mean() + (C.square().sum() - C.diagonal().square().sum())/(25*z.shape[1])
+    variance = F.relu(1 - (C.diagonal() + 1e-4).sqrt()).mean()
+    return variance + (C.square().sum() - C.diagonal().square().sum())/(25*z.shape[1])
 
 def sigreg(
     z:torch.Tensor, # (B, N, D)
@@ -69,8 +75,8 @@ def sigreg(
 )->torch.Tensor: # scalar
     "Distance of the tokens' characteristic function to a standard Gaussian's along random directions (LeJEPA)"
     z = z.float().flatten(0, 1)
-    z = z[torch.randperm(len(z), device=z.device)[:tokens]]
-    a = F.normalize(torch.randn(z.shape[1], directions, device=z.device), dim=0)
+    z = z[torch.randperm(len(z))[:tokens].to(z.device)] # drawn by the processor: the same on every device
+    a = F.normalize(torch.randn(z.shape[1], directions).to(z.device), dim=0)
     t = torch.linspace(0.25, 3, 7, device=z.device)
     x, gauss = (z @ a)[..., None]*t, (-t*t/2).exp() # tokens, directions, frequencies
     distance = (x.cos().mean(0) - gauss).square() + x.sin().mean(0).square()
@@ -84,16 +90,23 @@ def mean_of_layers(
     "Mean of the normalised outputs of the last blocks (data2vec, Baevski et al., 2022)"
     if layers == 1: return encoder(clip).float()
     outputs = []
-    hooks = [b.register_forward_hook(lambda block, args, out: outputs.append(normalise_features(out))) for b in list(encoder.blocks)[-layers:]]
+    def keep(block, args, out): outputs.append(normalise_features(out))
+    hooks = [block.register_forward_hook(keep) for block in list(encoder.blocks)[-layers:]]
     try: encoder(clip)
-    finally: [h.remove() for h in hooks]
+    finally:
+        for hook in hooks: hook.remove()
     return sum(outputs)/len(outputs)
+
+def _taught(jepa, clip): return jepa.target(clip)
+
+def _own_features(jepa, clip): return jepa.encoder(clip).float()
 
 def _pixels(jepa, clip):
     "Normalised pixels of every token"
-    return normalise_features(patchify(clip, jepa.encoder.config.patch_size, jepa.encoder.config.tubelet_size))
+    config = jepa.encoder.config
+    return normalise_features(patchify(clip, config.patch_size, config.tubelet_size))
 
-targets_of = dict(teacher=lambda jepa, clip: jepa.target(clip), vicreg=lambda jepa, clip: jepa.encoder(clip).float(), sigreg=lambda jepa, clip: jepa.encoder(clip).float(), pixels=_pixels)
+targets_of = dict(teacher=_taught, vicreg=_own_features, sigreg=_own_features, pixels=_pixels)
 regularisers = dict(vicreg=vicreg, sigreg=sigreg)
 
 # %% ../nbs/23_objective.ipynb #427a7451
@@ -107,9 +120,11 @@ class JepaOutput(NamedTuple):
 
 class Jepa(nn.Module):
     "Encoder, predictor and target encoder, and the loss between them"
-    def __init__(self, encoder:EncoderConfig, predictor:PredictorConfig, loss_exp:float=1., reg_coeff:float=0., objective:Objective=Objective()):
+    def __init__(self, encoder:EncoderConfig, predictor:PredictorConfig,
+                 loss_exp:float=1., reg_coeff:float=0., objective:Objective=Objective()):
         super().__init__()
-        if objective.kind == 'pixels': predictor = predictor.replace(target_dim=3*encoder.tubelet_size*encoder.patch_size**2)
+        pixels = 3*encoder.tubelet_size*encoder.patch_size**2 # of a token
+        if objective.kind == 'pixels': predictor = predictor.replace(target_dim=pixels)
         if objective.context: predictor = predictor.replace(predict_context=True)
         self.encoder, self.predictor = Encoder(encoder), Predictor(predictor, encoder)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False).eval()
@@ -120,35 +135,48 @@ class Jepa(nn.Module):
         self.target_encoder.eval()
         return self
 
-    @torch.no_grad()
-    def target(self, clip): # (B, C, T, H, W) -> (B, N, D)
-        "What is to be predicted: normalised features of all tokens"
-        y = mean_of_layers(self.target_encoder, clip, self.objective.target_layers)
-        if self.objective.position != 'kept': y = y - y.mean(0, keepdim=True)
-        if self.objective.position == 'standardised': y = y/(y.var(0, keepdim=True, correction=0) + 1e-4).sqrt()
-        return normalise_features(y)
+# %% ../nbs/23_objective.ipynb #a3bc1f31
+@patch
+@torch.no_grad()
+def target(self:Jepa, clip): # (B, C, T, H, W) -> (B, N, D)
+    "What is to be predicted: normalised features of all tokens"
+    y = mean_of_layers(self.target_encoder, clip, self.objective.target_layers)
+    if self.objective.position != 'kept': y = y - y.mean(0, keepdim=True)
+    if self.objective.position == 'standardised': y = y/(y.var(0, keepdim=True, correction=0) + 1e-4).sqrt()
+    return normalise_features(y)
 
-    def forward(self, clip, masks) -> JepaOutput: # (B, C, T, H, W), list of MaskPair
-        "Loss of a batch"
-        target = targets_of[self.objective.kind](self, clip)
-        targets = [gather_tokens(target, m.target_ids) for m in masks]
-        contexts = self.encoder(clip, [m.context_ids for m in masks])
-        weight = self.objective.context
-        predictions = [self.predictor(c, m.context_ids, m.target_ids, i, with_context=bool(weight)) for i, (c, m) in enumerate(zip(contexts, masks))]
-        if weight: predictions, seen = zip(*predictions)
-        loss = prediction_loss(predictions, targets, self.loss_exp)
-        if weight: loss = loss + weight*prediction_loss(seen, [gather_tokens(target, m.context_ids) for m in masks], self.loss_exp)
-        if self.reg_coeff: loss = loss + self.reg_coeff * variance_regulariser(predictions)
-        if self.objective.kind in regularisers: loss = (1 - self.objective.weight)*loss + self.objective.weight*regularisers[self.objective.kind](target)
-        return JepaOutput(loss, list(predictions), targets, contexts, target.detach())
+@patch
+@torch.no_grad()
+def update_target(self:Jepa, momentum:float):
+    "Move the target encoder towards the encoder; after the optimiser's step. Without a teacher it is a copy"
+    if self.objective.kind != 'teacher': momentum = 0.
+    slow, fast = list(self.target_encoder.parameters()), [p.detach() for p in self.encoder.parameters()]
+    torch._foreach_mul_(slow, momentum)
+    torch._foreach_add_(slow, fast, alpha=1 - momentum)
 
-    @torch.no_grad()
-    def update_target(self, momentum:float):
-        "Move the target encoder towards the encoder; after the optimiser's step. Where nothing is taught, it is a copy"
-        if self.objective.kind != 'teacher': momentum = 0.
-        slow, fast = list(self.target_encoder.parameters()), [p.detach() for p in self.encoder.parameters()]
-        torch._foreach_mul_(slow, momentum)
-        torch._foreach_add_(slow, fast, alpha=1 - momentum)
+# %% ../nbs/23_objective.ipynb #8a6593d3
+@patch
+def predict(self:Jepa, contexts, masks) -> tuple: # per mask (B, N_tgt, D), per mask (B, N_ctx, D) or ()
+    "Predictions for hidden tokens; and for visible ones, where the objective has a use for them"
+    both, answers = bool(self.objective.context), []
+    for i, (context, mask) in enumerate(zip(contexts, masks)):
+        answers.append(self.predictor(context, mask.context_ids, mask.target_ids, i, with_context=both))
+    return tuple(zip(*answers)) if both else (answers, ())
+
+@patch
+def forward(self:Jepa, clip, masks) -> JepaOutput: # (B, C, T, H, W), list of MaskPair
+    "Loss of a batch"
+    o, target = self.objective, targets_of[self.objective.kind](self, clip)
+    targets = [gather_tokens(target, m.target_ids) for m in masks]
+    contexts = self.encoder(clip, [m.context_ids for m in masks])
+    predictions, visible = self.predict(contexts, masks)
+    loss = prediction_loss(predictions, targets, self.loss_exp)
+    if o.context:
+        visible_targets = [gather_tokens(target, m.context_ids) for m in masks]
+        loss = loss + o.context*prediction_loss(visible, visible_targets, self.loss_exp)
+    if self.reg_coeff: loss = loss + self.reg_coeff * variance_regulariser(predictions)
+    if o.kind in regularisers: loss = (1 - o.weight)*loss + o.weight*regularisers[o.kind](target)
+    return JepaOutput(loss, list(predictions), targets, contexts, target.detach())
 
 # %% ../nbs/23_objective.ipynb #4934e090
 @torch.no_grad()
@@ -176,8 +204,7 @@ def nearest_context(
     pair:MaskPair, grid:Grid
 )->torch.Tensor: # (B, N_tgt) ids of context tokens
     "For every target token the nearest visible one; distance in tokens"
-    n = torch.arange(grid.tokens, device=pair.context_ids.device)
-    at = torch.stack([n // (grid.H*grid.W), n // grid.W % grid.H, n % grid.W], dim=1).float() # N, 3
+    at = token_places(grid, torch.arange(grid.tokens, device=pair.context_ids.device)).float() # N, 3
     distance = torch.cdist(at[pair.target_ids], at[pair.context_ids])                        # B, N_tgt, N_ctx
     return pair.context_ids.gather(1, distance.argmin(-1))
 
@@ -186,10 +213,11 @@ def trivial_ratios(
     out:JepaOutput, masks, grid:Grid, loss_exp:float=1.
 )->dict[str, float]: # loss over the loss of a trivial answer; below 1 is better than trivial
     "Loss against the mean target and against a copy of the nearest visible token"
+    def over(answer): return (loss / prediction_loss(answer, out.targets, loss_exp).clamp_min(1e-12)).item()
     loss = prediction_loss(out.predictions, out.targets, loss_exp)
     mean = [t.mean((0, 1), keepdim=True).expand_as(t) for t in out.targets]
     copied = [gather_tokens(out.target, nearest_context(m, grid)) for m in masks]
-    return {name: (loss / prediction_loss(answer, out.targets, loss_exp).clamp_min(1e-12)).item() for name, answer in [('loss_over_mean', mean), ('loss_over_copy', copied)]}
+    return dict(loss_over_mean=over(mean), loss_over_copy=over(copied))
 
 # %% ../nbs/23_objective.ipynb #883d91f0
 @torch.no_grad()
@@ -211,10 +239,13 @@ def knn_chance(
     labels,          # (n,)
     k:int=10,
     draws:int=200, seed:int=0
-)->float: # share of right answers
-    "Accuracy of `knn_accuracy` on random vectors, mean over draws; below 1/classes, because a clip is not its own neighbour"
-    labels = torch.as_tensor(labels)
-    return sum(right/n for right, n in (knn_accuracy(torch.randn(len(labels), 32, generator=generator(seed, 'chance', i)), labels, k) for i in range(draws)))/draws
+)->float: # share of right answers; below 1/classes, because a clip is not its own neighbour
+    "Accuracy of `knn_accuracy` on random vectors, mean over draws"
+    labels, shares = torch.as_tensor(labels), []
+    for i in range(draws):
+        right, n = knn_accuracy(torch.randn(len(labels), 32, generator=generator(seed, 'chance', i)), labels, k)
+        shares.append(right/n)
+    return sum(shares)/draws
 
 # %% ../nbs/23_objective.ipynb #d0bcbcf6
 @torch.no_grad()
@@ -223,5 +254,5 @@ def meters(
 )->dict[str, float]: # name -> value
     "All meters of a forward pass that need no labels"
     tokens, clips = out.target.flatten(0, 1), out.target.mean(1)
-    return dict(loss=out.loss.item(), feature_std=feature_std(tokens), clip_std=feature_std(clips), rankme=rankme(tokens), clip_cosine=mean_cosine(clips),
-                **trivial_ratios(out, masks, grid, loss_exp))
+    return dict(loss=out.loss.item(), feature_std=feature_std(tokens), clip_std=feature_std(clips),
+                rankme=rankme(tokens), clip_cosine=mean_cosine(clips), **trivial_ratios(out, masks, grid, loss_exp))

@@ -8,6 +8,8 @@ __all__ = ['source_root', 'published', 'beside']
 # %% ../nbs/01_papers.ipynb #4e0c7ae1
 from importlib import util
 from pathlib import Path
+
+# %% ../nbs/01_papers.ipynb #939c103b
 import numpy as np
 import pandas as pd
 
@@ -28,16 +30,41 @@ def published(
 # %% ../nbs/01_papers.ipynb #744daa31
 def _side(df, on, value, who):
     "The columns of one side: accuracy in %, its 95 % interval, n"
-    out = df[on].copy()
-    known = [not (pd.isna(k) or pd.isna(n)) for k, n in zip(df['k'], df['n'])]
-    shares = [100*k/n if ok else np.nan for k, n, ok in zip(df['k'], df['n'], known)]
-    out[f'{who} %'] = np.round(df[value] if value in df else shares, 2)
-    ends = [wilson(k, n) if ok else None for k, n, ok in zip(df['k'], df['n'], known)]
-    out[f'{who} 95 %'] = [f'{100*e[0]:.1f} to {100*e[1]:.1f}' if e else None for e in ends]
-    out[f'{who} n'] = pd.array([int(n) if ok else None for n, ok in zip(df['n'], known)], dtype='Int64')
-    return out
+    side = df[on].copy()
+    counted = [not (pd.isna(k) or pd.isna(n)) for k, n in zip(df['k'], df['n'])]
+    shares = [100*k/n if ok else np.nan for k, n, ok in zip(df['k'], df['n'], counted)]
+    side[f'{who} %'] = np.round(df[value] if value in df else shares, 2)
+    ends = [wilson(k, n) if ok else None for k, n, ok in zip(df['k'], df['n'], counted)]
+    side[f'{who} 95 %'] = [f'{100*e[0]:.1f} to {100*e[1]:.1f}' if e else None for e in ends]
+    side[f'{who} n'] = pd.array([int(n) if ok else None for n, ok in zip(df['n'], counted)], dtype='Int64')
+    return side
 
 # %% ../nbs/01_papers.ipynb #7b792011
+def _check_side(who, df, on, columns):
+    "Are the columns there, and does `on` name each row once?"
+    for c in columns:
+        if c not in df: raise KeyError(f"{who} has no column '{c}'; {nearest(c, df.columns)}")
+    twice = df[df.duplicated(on)]
+    if len(twice): raise ValueError(f"{who}: {on} does not name the rows; {twice[on].iloc[0].to_dict()} comes twice")
+
+def _names(df, on):
+    "The names of the rows, as tuples"
+    return list(df[on].itertuples(index=False, name=None))
+
+def _in_order(df, paper, ours, on):
+    "Rows as in the paper, then as in ours"
+    order = {name: i for i, name in enumerate(dict.fromkeys(_names(paper, on) + _names(ours, on)))}
+    places = np.argsort([order[name] for name in _names(df, on)], kind='stable')
+    return df.iloc[places].reset_index(drop=True)
+
+def _with_chance(df, sides, on):
+    "A last column with chance, from the first side that has it"
+    columns = [side[[*on, 'chance']] for side in sides if 'chance' in side]
+    if not columns: return df
+    chance = pd.concat(columns).dropna().drop_duplicates(on)
+    return df.merge(chance.rename(columns={'chance': 'chance %'}), on=on, how='left')
+
+# %% ../nbs/01_papers.ipynb #d5d0fde9
 def beside(
     paper:pd.DataFrame, # published rows with `on`, `value`, `k`, `n`
     ours:pd.DataFrame,  # our rows with `on`, `k` (right answers), `n`, and `chance` in percent
@@ -46,12 +73,7 @@ def beside(
 )->pd.DataFrame: # one row per claim; rows that only one side has are kept
     "Put the paper's accuracies beside ours, each with its Wilson interval and n"
     on = [on] if isinstance(on, str) else list(on)
-    for side, df, needed in (('paper', paper, [*on, value, 'k', 'n']), ('ours', ours, [*on, 'k', 'n'])):
-        for c in needed:
-            if c not in df: raise KeyError(f"{side} has no column '{c}'; {nearest(c, df.columns)}")
-        if df.duplicated(on).any(): raise ValueError(f"{side}: {on} does not name the rows; {df[df.duplicated(on)][on].iloc[0].to_dict()} comes twice")
-    out = _side(paper, on, value, 'paper').merge(_side(ours, on, '', 'ours'), on=on, how='outer', sort=False)
-    order = {tuple(k): i for i, k in enumerate(pd.concat([paper[on], ours[on]]).drop_duplicates().itertuples(index=False, name=None))}
-    out = out.iloc[np.argsort([order[k] for k in out[on].itertuples(index=False, name=None)], kind='stable')].reset_index(drop=True)
-    chance = pd.concat([df[[*on, 'chance']] for df in (ours, paper) if 'chance' in df]) if any('chance' in df for df in (ours, paper)) else None
-    return out if chance is None else out.merge(chance.dropna().drop_duplicates(on).rename(columns={'chance': 'chance %'}), on=on, how='left')
+    _check_side('paper', paper, on, [*on, value, 'k', 'n'])
+    _check_side('ours', ours, on, [*on, 'k', 'n'])
+    table = _side(paper, on, value, 'paper').merge(_side(ours, on, '', 'ours'), on=on, how='outer', sort=False)
+    return _with_chance(_in_order(table, paper, ours, on), (ours, paper), on)

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['AS_PUBLISHED', 'PICO_ACTIONS', 'PARTS', 'PublishedTube', 'published_tube', 'PicoConfig', 'pico_config',
            'PicoPredictor', 'Dropout', 'faster_dropout', 'set_dropout', 'Pico', 'pico_videos', 'pool_change',
-           'pico_features', 'pico_heads', 'pico_table2', 'draw_ensemble', 'load_pico', 'PicoClassifier']
+           'pico_features', 'part_sizes', 'pico_heads', 'pico_table2', 'draw_ensemble', 'load_pico', 'PicoClassifier']
 
 # %% ../nbs/41_pico.ipynb #93dbd4f3
 from dataclasses import dataclass
 from typing import Literal
+from fastcore.basics import patch
 
 # %% ../nbs/41_pico.ipynb #3a79d219
 import numpy as np
@@ -47,7 +48,7 @@ SAMPLERS['published_tube'] = published_tube
 # %% ../nbs/41_pico.ipynb #09320550
 @dataclass(frozen=True)
 class PicoConfig(TrainConfig):
-    "pico-JEPA's pretraining; the defaults of the first three are as described"
+    "pico-JEPA's pretraining; the defaults of the first three fields are as described"
     method: Literal['pico'] = 'pico'
     sees_hidden: bool = False        # the context encoder attends over all tokens; hidden ones are dropped afterwards
     target_first: bool = False       # the target moves before the loss is computed, not after the optimiser's step
@@ -59,14 +60,19 @@ class PicoConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         for name, only in dict(loss_exp=2., reg_coeff=0., objective=Objective(), whiten=False).items():
-            if getattr(self, name) != only: raise ValueError(f'pico-JEPA does not know {name}={getattr(self, name)}; leave it at {only}')
-        if self.ema[0] != self.ema[1]: raise ValueError(f'pico-JEPA keeps its EMA momentum, but ema={self.ema}; give the same number twice')
+            value = getattr(self, name)
+            if value != only: raise ValueError(f'pico-JEPA does not know {name}={value}; leave it at {only}')
+        if self.ema[0] == self.ema[1]: return
+        raise ValueError(f'pico-JEPA keeps its EMA momentum, but ema={self.ema}; give the same number twice')
 
     def build(self):
         "A model with new weights; the same for the same seed, in both forms"
         return Pico(self)
 
+# %% ../nbs/41_pico.ipynb #ec686878
 AS_PUBLISHED = dict(sees_hidden=True, target_first=True, target_dropout=True, masks=(PublishedTube(),))
+_SCHEDULE = dict(start_lr=0., lr=2e-4, final_lr=1e-6, warmup_epochs=1., weight_decay=.05, final_weight_decay=.05,
+                 ema=(.996, .996), stretch=1., clip_grad=0., loss_exp=2.)
 
 def pico_config(
     form:Literal['described', 'published']='described',
@@ -75,11 +81,15 @@ def pico_config(
     **changes # any field of `PicoConfig`
 )->PicoConfig:
     "pico-JEPA's pretraining, as described or as published"
-    if form not in ('described', 'published'): raise ValueError(f"no form '{form}'; {nearest(form, ['described', 'published'])}")
-    encoder = encoder_config('pico', num_frames=num_frames, height=pixels, width=pixels, patch_size=patch_size, positions='learned')
-    common = dict(encoder=encoder, predictor=PredictorConfig(embed_dim=encoder.embed_dim, depth=2, num_heads=4, mlp_ratio=encoder.mlp_ratio, num_mask_tokens=1),
-        clip=ClipConfig(num_frames=num_frames, stride=stride, size=pixels), augment=Augment(train=True, flip=flip), masks=(RandomTube(ratio=.75),), epochs=epochs, batch_size=batch_size,
-        start_lr=0., lr=2e-4, final_lr=1e-6, warmup_epochs=1., weight_decay=.05, final_weight_decay=.05, ema=(.996, .996), stretch=1., clip_grad=0., loss_exp=2., seed=seed)
+    if form not in ('described', 'published'):
+        raise ValueError(f"no form '{form}'; {nearest(form, ['described', 'published'])}")
+    encoder = encoder_config('pico', num_frames=num_frames, height=pixels, width=pixels, patch_size=patch_size,
+                             positions='learned')
+    predictor = PredictorConfig(embed_dim=encoder.embed_dim, depth=2, num_heads=4, mlp_ratio=encoder.mlp_ratio,
+                                num_mask_tokens=1)
+    clip = ClipConfig(num_frames=num_frames, stride=stride, size=pixels)
+    common = dict(encoder=encoder, predictor=predictor, clip=clip, augment=Augment(train=True, flip=flip),
+                  masks=(RandomTube(ratio=.75),), epochs=epochs, batch_size=batch_size, seed=seed, **_SCHEDULE)
     return PicoConfig.from_dict({**common, **(AS_PUBLISHED if form == 'published' else {}), **changes})
 
 # %% ../nbs/41_pico.ipynb #e77fce61
@@ -87,19 +97,31 @@ class _Attention(nn.MultiheadAttention):
     "PyTorch's, with our choice of kernel; as in the encoder, dropout strikes what it returns, not its weights"
     def forward(self, query, key, value, **_): # (B, N, D), twice (B, M, D) -> (B, N, D), no weights
         parts = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3))
-        q, k, v = (F.linear(x, w, b).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x, w, b in parts)
+        q, k, v = (self._heads(F.linear(x, w, b)) for x, w, b in parts)
         return self.out_proj(attend(q, k, v, self.head_dim**-.5, Attention.fused).transpose(1, 2).flatten(2)), None
+
+    def _heads(self, x): return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) # B, heads, N, D
+
+# %% ../nbs/41_pico.ipynb #8fe39660
+def _decoder_layer(config:PredictorConfig, heads:int, dropout:float):
+    "A layer of PyTorch's decoder with our attention"
+    D = config.embed_dim
+    layer = nn.TransformerDecoderLayer(D, heads, int(config.mlp_ratio*D), dropout, 'gelu',
+                                       batch_first=True, norm_first=True)
+    layer.self_attn, layer.multihead_attn = (_Attention(D, heads, batch_first=True) for _ in range(2))
+    return layer
 
 class PicoPredictor(nn.Module):
     "Features of target tokens: queries that say where, attending to the context"
     def __init__(self, config:PredictorConfig, encoder:EncoderConfig, dropout:float=0.):
         super().__init__()
-        if config.embed_dim != encoder.embed_dim: raise ValueError(f"pico-JEPA's predictor is as wide as its encoder: embed_dim must be {encoder.embed_dim}, not {config.embed_dim}")
-        layer = nn.TransformerDecoderLayer(config.embed_dim, config.num_heads or encoder.num_heads, int(config.mlp_ratio*config.embed_dim), dropout, 'gelu', batch_first=True, norm_first=True)
-        layer.self_attn, layer.multihead_attn = (_Attention(config.embed_dim, layer.self_attn.num_heads, batch_first=True) for _ in range(2))
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
+        D, width = config.embed_dim, encoder.embed_dim
+        if D != width:
+            raise ValueError(f"pico-JEPA's predictor is as wide as its encoder: embed_dim must be {width}, not {D}")
+        layer = _decoder_layer(config, config.num_heads or encoder.num_heads, dropout)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, D))
         self.transformer_decoder = nn.TransformerDecoder(layer, config.depth)
-        self.norm = nn.LayerNorm(config.embed_dim)
+        self.norm = nn.LayerNorm(D)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self,
@@ -121,20 +143,22 @@ class Dropout(nn.Dropout):
     def forward(self, x): # any shape -> the same
         dropped = round(self.p*2**16)
         if x.device.type != 'cpu' or not (self.training and 0 < dropped < 2**16): return super().forward(x)
-        words = np.random.Generator(np.random.SFC64(torch.randint(2**63 - 1, ()).item())) # seeded as everything is, by PyTorch
-        words = torch.from_numpy(words.integers(-2**63, 2**63 - 1, (x.numel() + 3)//4, endpoint=True))
+        seed = torch.randint(2**63 - 1, ()).item() # by PyTorch, as everything is seeded
+        coins, n = np.random.Generator(np.random.SFC64(seed)), (x.numel() + 3)//4
+        words = torch.from_numpy(coins.integers(-2**63, 2**63 - 1, n, endpoint=True))
         bits = words.view(torch.int16)[:x.numel()].view(x.shape)
         return x*bits.ge_(dropped - 2**15).to(x.dtype).mul_(2**16/(2**16 - dropped)) # in place: 0 or 1 in 16 bits
 
 def faster_dropout(module:nn.Module):
-    "Put ours where PyTorch's was, for `Module.apply`"
+    "Put our dropout where PyTorch's was, for `Module.apply`"
     for name, child in module.named_children():
         if type(child) is nn.Dropout: setattr(module, name, Dropout(child.p))
 
 # %% ../nbs/41_pico.ipynb #bf99a8a6
 def set_dropout(encoder:Encoder, p:float):
     "Dropout after attention and in the MLP of every block"
-    for block in encoder.blocks: block.attn.proj_drop.p = block.mlp.drop1.p = block.mlp.drop2.p = p
+    for block in encoder.blocks:
+        for layer in (block.attn.proj_drop, block.mlp.drop1, block.mlp.drop2): layer.p = p
 
 class Pico(Jepa):
     "pico-JEPA; `config` says in which form"
@@ -160,93 +184,124 @@ class Pico(Jepa):
         "Features of visible tokens: made of themselves, or of all tokens"
         return self.encoder(clip, keep=ids) if self.config.sees_hidden else self.encoder(clip, ids)
 
-    def forward(self, clip, masks) -> JepaOutput: # (B, C, T, H, W), list of MaskPair
-        "Loss of a batch"
-        if self.config.target_first and self.training: super().update_target(self.config.ema[0])
-        target = self.target(clip)
-        targets = [gather_tokens(target, m.target_ids) for m in masks]
-        contexts = [self.context(clip, m.context_ids) for m in masks]
-        positions = self.encoder.pos_embed.expand(len(clip), -1, -1)
-        predictions = [self.predictor(c, gather_tokens(positions, m.target_ids)) for c, m in zip(contexts, masks)]
-        return JepaOutput(2*prediction_loss(predictions, targets, 2.), predictions, targets, contexts, target)
+# %% ../nbs/41_pico.ipynb #08aace6d
+@patch
+def forward(self:Pico, clip, masks) -> JepaOutput: # (B, C, T, H, W), list of MaskPair
+    "Loss of a batch"
+    if self.config.target_first and self.training: Jepa.update_target(self, self.config.ema[0])
+    target = self.target(clip)
+    targets = [gather_tokens(target, m.target_ids) for m in masks]
+    contexts = [self.context(clip, m.context_ids) for m in masks]
+    positions = self.encoder.pos_embed.expand(len(clip), -1, -1)
+    predictions = [self.predictor(c, gather_tokens(positions, m.target_ids)) for c, m in zip(contexts, masks)]
+    return JepaOutput(2*prediction_loss(predictions, targets, 2.), predictions, targets, contexts, target)
 
-    def update_target(self, momentum:float):
-        "After the optimiser's step, as described; as published it has already moved"
-        if not self.config.target_first: super().update_target(momentum)
+@patch
+def update_target(self:Pico, momentum:float):
+    "After the optimiser's step, as described; as published it has already moved"
+    if not self.config.target_first: Jepa.update_target(self, momentum)
 
 # %% ../nbs/41_pico.ipynb #30c64522
-PICO_ACTIONS = dict(abseiling='move_down', acting_in_play='move_right', adjusting_glasses='blink', air_drumming='bounce', alligator_wrestling='turn_left',
-                    answering_questions='move_left', applauding='shake', applying_cream='orbit_left', archaeological_excavation='grow', archery='turn_right')
+PICO_ACTIONS = dict(
+    abseiling='move_down', acting_in_play='move_right', adjusting_glasses='blink', air_drumming='bounce',
+    alligator_wrestling='turn_left', answering_questions='move_left', applauding='shake', applying_cream='orbit_left',
+    archaeological_excavation='grow', archery='turn_right')
 PARTS = (706, 707, 707, 697) # labelled videos of the four partial models
 
-def _take(manifest, counts, seed): # class -> how many
+def _rows_of(manifest, counts, seed): # class -> how many
     "So many rows of each class, labelled in the order of `counts`"
     table = pd.concat([manifest.select(classes=[name], per_class=n, seed=seed).table for name, n in counts.items()])
-    return Manifest(table.assign(label=[list(counts).index(name) for name in table.class_name]), manifest.root, list(counts))
-
-def pico_videos(
-    shrink:int=1,     # divides the numbers of training videos
-    val_shrink:int=1, # divides the numbers of validation videos
-    dataset:str='',   # a manifest, list or folder with `train` and `val` that has the paper's classes; the embedded dataset by default
-    pixels:int=112, level:str='easy', *, # of the embedded dataset's files
-    test:int=0,       # further videos per class that no rule is fitted on; the split `test` of a dataset
-    seed:int=0, progress:bool=True
-)->dict[str, Manifest]: # pretraining, train, val, and test if asked for
-    "The videos of Table 1: ten classes to pretrain on, four of them to classify"
-    paper = published('pico_classes').set_index('class_name')
-    names = {c: c for c in paper.index} if dataset else PICO_ACTIONS
-    m = _of_dataset(dataset) if dataset else _of_actions(paper, shrink, val_shrink, pixels, level, test, progress)
-    counts = lambda column, by: {names[c]: max(1, round(n/by)) for c, n in paper[column].dropna().items()}
-    found = dict(pretraining=_take(m.split('train'), counts('pretraining_videos', shrink), seed), train=_take(m.split('train'), counts('train_videos', shrink), seed), val=_take(m.split('val'), counts('validation_videos', val_shrink), seed))
-    return found | dict(test=_take(m.split('test'), dict.fromkeys(found['val'].classes, test), seed)) if test else found
+    classes = list(counts)
+    return Manifest(table.assign(label=[classes.index(c) for c in table.class_name]), manifest.root, classes)
 
 def _of_dataset(dataset):
     "A dataset whose class names are written as in the paper"
     m = read_manifest(dataset)
-    return Manifest(m.table.assign(class_name=m.table.class_name.str.replace('[ -]', '_', regex=True)), m.root, [c.replace(' ', '_').replace('-', '_') for c in m.classes])
+    table = m.table.assign(class_name=m.table.class_name.str.replace('[ -]', '_', regex=True))
+    return Manifest(table, m.root, [c.replace(' ', '_').replace('-', '_') for c in m.classes])
 
+# %% ../nbs/41_pico.ipynb #9bd75c7f
 def _of_actions(paper, shrink, val_shrink, pixels, level, test, progress):
     "The embedded stand-in; test clips come after those of val"
-    four, val = [PICO_ACTIONS[c] for c in paper.index[paper.train_videos.notna()]], int(paper.validation_videos.max()//val_shrink)
-    made = lambda classes, **n: read_manifest(make_actions(ActionsConfig(classes=tuple(classes), size=pixels, level=level, **n), progress=progress))
-    tables = [made(PICO_ACTIONS.values(), train=int(np.ceil(paper.pretraining_videos.max()/shrink)), val=0), made(four, train=0, val=val)]
-    held = [m.table for m in tables]
-    if test: held.append(made(four, train=0, val=val + test).table.query('path not in @held[1].path').assign(split='test'))
     names = list(PICO_ACTIONS.values())
-    return Manifest(pd.concat(held).assign(label=lambda t: [names.index(c) for c in t.class_name]), tables[0].root, names)
+    four = [PICO_ACTIONS[c] for c in paper.index[paper.train_videos.notna()]]
+    train = int(np.ceil(paper.pretraining_videos.max()/shrink))
+    val = int(paper.validation_videos.max()//val_shrink)
+    def clips(classes, **counts):
+        config = ActionsConfig(classes=tuple(classes), size=pixels, level=level, **counts)
+        return read_manifest(make_actions(config, progress=progress))
+    training, validation = clips(names, train=train, val=0), clips(four, train=0, val=val)
+    tables = [training.table, validation.table]
+    if test:
+        more = clips(four, train=0, val=val + test).table
+        tables.append(more[~more.path.isin(validation.table.path)].assign(split='test'))
+    table = pd.concat(tables)
+    return Manifest(table.assign(label=[names.index(c) for c in table.class_name]), training.root, names)
+
+# %% ../nbs/41_pico.ipynb #5e274600
+def pico_videos(
+    shrink:int=1,     # divides the numbers of training videos
+    val_shrink:int=1, # divides the numbers of validation videos
+    dataset:str='',   # manifest, list or folder with `train` and `val` of the paper's classes; '': the embedded dataset
+    pixels:int=112, level:str='easy', *, # of the embedded dataset's files
+    test:int=0,       # further videos per class that no rule is fitted on; the split `test` of a dataset
+    seed:int=0, progress:bool=True
+)->dict[str, Manifest]: # pretraining, train, val, and test if there is one
+    "The videos of Table 1: ten classes to pretrain on, four of them to classify"
+    paper = published('pico_classes').set_index('class_name')
+    names = {c: c for c in paper.index} if dataset else PICO_ACTIONS
+    if dataset: m = _of_dataset(dataset)
+    else: m = _of_actions(paper, shrink, val_shrink, pixels, level, test, progress)
+    def rows(split, column, divisor):
+        counts = {names[c]: max(1, round(n/divisor)) for c, n in paper[column].dropna().items()}
+        return _rows_of(m.split(split), counts, seed)
+    parts = dict(pretraining=rows('train', 'pretraining_videos', shrink),
+                 train=rows('train', 'train_videos', shrink), val=rows('val', 'validation_videos', val_shrink))
+    if test: parts['test'] = _rows_of(m.split('test'), dict.fromkeys(parts['val'].classes, test), seed)
+    return parts
 
 # %% ../nbs/41_pico.ipynb #ad6a710a
+def _std_over_time(tokens, grid): # (n, V, N, D) -> (n, V, HW, D)
+    by_time = np.asarray(tokens, np.float32).reshape(*tokens.shape[:2], grid.T, grid.H*grid.W, -1)
+    return by_time.std(2)
+
 def pool_change(
     x:Features, grid:Grid
 )->Features: # one token per place
     "Standard deviation over time of the features at each place"
-    blocks = [np.asarray(x.tokens[i:i+64], np.float32) for i in range(0, len(x), 64)] # n, V, N, D
-    std = [b.reshape(*b.shape[:2], grid.T, grid.H*grid.W, -1).std(2) for b in blocks]  # n, V, HW, D
+    std = [_std_over_time(x.tokens[i:i+64], grid) for i in range(0, len(x), 64)]
     return Features(np.concatenate(std).astype(np.float16), x.labels, x.classes)
 
 # %% ../nbs/41_pico.ipynb #51c9712a
 def pico_features(
     encoder:Encoder, videos:dict, # from `pico_videos`
     clip:ClipConfig,
-    pooling:Literal['mean', 'change']='mean', # what the heads see: all tokens (whose mean they take), or their change over time
+    pooling:Literal['mean', 'change']='mean', # what heads see: all tokens (they take the mean), or their change
     parts=('train', 'val'), progress:bool=True
 )->dict[str, Features]:
     "Frozen features of the labelled videos; computed once, whatever the number of heads"
-    if pooling not in ('mean', 'change'): raise ValueError(f"no pooling '{pooling}'; {nearest(pooling, ('mean', 'change'))}")
-    sets = {name: videos[name].clips(clip, Augment(train=False), progress=progress) for name in parts}
-    found = {name: features(encoder, clips, progress=progress) for name, clips in sets.items()}
-    return {name: pool_change(f, encoder.config.grid) for name, f in found.items()} if pooling == 'change' else found
+    if pooling not in ('mean', 'change'):
+        raise ValueError(f"no pooling '{pooling}'; {nearest(pooling, ('mean', 'change'))}")
+    clips = {name: videos[name].clips(clip, Augment(train=False), progress=progress) for name in parts}
+    tokens = {name: features(encoder, c, progress=progress) for name, c in clips.items()}
+    if pooling == 'mean': return tokens
+    return {name: pool_change(x, encoder.config.grid) for name, x in tokens.items()}
 
 # %% ../nbs/41_pico.ipynb #5224261b
+def part_sizes(n:int)->list[int]: # that sum to n
+    "Labelled videos of the four partial models, in the paper's shares"
+    return np.diff(np.round(np.cumsum((0, *PARTS))/sum(PARTS)*n).astype(int)).tolist()
+
 def pico_heads(
     train:Features, probe:ProbeConfig=ProbeConfig(kind='linear', epochs=40, lr=3e-3),
     sizes=None # labelled videos per part; the paper's shares by default
 )->tuple[Probe, Ensemble]: # General, and the vote of the parts
     "The heads of Table 1 on one set of features"
-    sizes = sizes or np.diff(np.round(np.cumsum((0, *PARTS))/sum(PARTS)*len(train)).astype(int))
     general = fit_probe(probe, train, progress=False)
-    members = [fit_probe(probe.replace(seed=probe.seed + i), train.take(rows), progress=False) for i, rows in enumerate(stratified_parts(train.labels, sizes, probe.seed), 1)]
-    return general, Ensemble({f'Partial {i}': m for i, m in enumerate(members, 1)}, rule='hard')
+    parts = stratified_parts(train.labels, sizes or part_sizes(len(train)), probe.seed)
+    members = {f'Partial {i}': fit_probe(probe.replace(seed=probe.seed + i), train.take(rows), progress=False)
+               for i, rows in enumerate(parts, 1)}
+    return general, Ensemble(members, rule='hard')
 
 # %% ../nbs/41_pico.ipynb #59831d85
 def pico_table2(
@@ -257,39 +312,61 @@ def pico_table2(
     "A column of Table 2 for every model"
     x = pico_features(encoder, videos, clip, pooling, progress=False)
     general, vote = pico_heads(x['train'], probe)
-    return {'General': general.evaluate(x['val']), **{name: m.evaluate(x['val']) for name, m in vote.members.items()}, 'Majority vote': vote.evaluate(x['val'])}, vote
+    models = {'General': general, **vote.members, 'Majority vote': vote}
+    return {name: model.evaluate(x['val']) for name, model in models.items()}, vote
 
 # %% ../nbs/41_pico.ipynb #fdd35b96
+def _box(ax, x, y, width, height, text, colour):
+    "A box that begins at `x`, centred on the height `y`"
+    from matplotlib.patches import Rectangle
+    ax.add_patch(Rectangle((x, y - height/2), width, height, facecolor=colour, edgecolor='#444', lw=.8))
+    ax.text(x + width/2, y, text, ha='center', va='center', fontsize=8)
+
+def _arrow(ax, start, end):
+    "From one point to another"
+    ax.annotate('', end, start, arrowprops=dict(arrowstyle='-|>', lw=.8, color='#444', shrinkA=0, shrinkB=0))
+
+def _canvas(parts):
+    "Axes without frame for so many parts"
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(figsize=(8.2, 0.62*(parts + 1) + 1.1), layout='none')
+    ax.set_axis_off()
+    ax.set(xlim=(0, 10), ylim=(-parts - .1, 1.75))
+    ax.grid(False)
+    return ax
+
+# %% ../nbs/41_pico.ipynb #f7d42e18
 def draw_ensemble(
     general:int, parts,   # labelled videos
     pretraining:int,      # videos
     encoder_parameters:int, head_parameters:int
 ):
     "The diagram of the ensemble: one encoder, a head on all labels, heads on disjoint parts, a vote"
-    import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(8.2, 0.62*(len(parts) + 1) + 1.1), layout='none')
-    ax.set_axis_off(); ax.set(xlim=(0, 10), ylim=(-len(parts) - .1, 1.75)); ax.grid(False)
-    def box(x, y, w, h, text, colour):
-        ax.add_patch(plt.Rectangle((x, y - h/2), w, h, facecolor=colour, edgecolor='#444', lw=.8)); ax.text(x + w/2, y, text, ha='center', va='center', fontsize=8)
-    arrow = lambda x0, y0, x1, y1: ax.annotate('', (x1, y1), (x0, y0), arrowprops=dict(arrowstyle='-|>', lw=.8, color='#444', shrinkA=0, shrinkB=0))
-    middle = (.9 - len(parts))/2
-    box(.1, middle, 2.2, 1.9, f'pretrained, frozen\nencoder\n{pretraining} videos\n{encoder_parameters:,} weights', '#cfe2f3')
-    box(3.2, .9, 3.2, .66, f'General: {general} labelled videos', '#d9ead3')
-    arrow(2.3, middle, 3.2, .9)
+    ax, middle, vote = _canvas(len(parts)), (.9 - len(parts))/2, -.35 - (len(parts) - 1)/2
+    encoder = f'pretrained, frozen\nencoder\n{pretraining} videos\n{encoder_parameters:,} weights'
+    _box(ax, .1, middle, 2.2, 1.9, encoder, '#cfe2f3')
+    _box(ax, 3.2, .9, 3.2, .66, f'General: {general} labelled videos', '#d9ead3')
+    _arrow(ax, (2.3, middle), (3.2, .9))
     for i, n in enumerate(parts):
         y = -.35 - i
-        box(3.2, y, 3.2, .66, f'Partial {i + 1}: {n} labelled videos', '#fce5cd')
-        arrow(2.3, middle, 3.2, y); arrow(6.4, y, 7.3, -.35 - (len(parts) - 1)/2)
-    box(7.3, -.35 - (len(parts) - 1)/2, 1.3, .9, 'majority\nvote', '#fff2cc')
-    for y in (.9, -.35 - (len(parts) - 1)/2): arrow(6.4 if y > 0 else 8.6, y, 9.1, y); ax.text(9.15, y, 'class', va='center', fontsize=8)
+        _box(ax, 3.2, y, 3.2, .66, f'Partial {i + 1}: {n} labelled videos', '#fce5cd')
+        _arrow(ax, (2.3, middle), (3.2, y))
+        _arrow(ax, (6.4, y), (7.3, vote))
+    _box(ax, 7.3, vote, 1.3, .9, 'majority\nvote', '#fff2cc')
+    for x, y in ((6.4, .9), (8.6, vote)):
+        _arrow(ax, (x, y), (9.1, y))
+        ax.text(9.15, y, 'class', va='center', fontsize=8)
     ax.text(4.8, 1.45, f'heads of {head_parameters:,} weights each', ha='center', fontsize=8, style='italic')
-    return fig
+    return ax.figure
 
 # %% ../nbs/41_pico.ipynb #fdaae600
+def _our_name(name:str)->str:
+    "The name of a published tensor here"
+    return 'predictor.mask_token' if name == 'mask_token' else name.replace('online_encoder.', 'encoder.')
+
 def load_pico(pico:Pico, state:dict): # tensors in the published names
     "Put a published training state into a model; names and shapes must all match"
-    rename = lambda name: 'predictor.mask_token' if name == 'mask_token' else name.replace('online_encoder.', 'encoder.')
-    pico.load_state_dict({rename(name): tensor for name, tensor in state.items()})
+    pico.load_state_dict({_our_name(name): tensor for name, tensor in state.items()})
 
 class PicoClassifier(nn.Module):
     "The published classifier: a linear layer on the mean over tokens"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 # %% ../nbs/22_predictor.ipynb #d63e45ea
 import torch
+from fastcore.basics import patch
 from torch import nn
 from .core import *
 from .masks import *
@@ -26,8 +27,10 @@ class PredictorConfig(Config):
     num_mask_tokens: int = 2 # one for each mask of the batch
     zero_init: bool = True # mask tokens start at zero, else from a normal distribution of width 0.02
     target_dim: int = 0    # width of the predicted features; 0: the encoder's
-    embed_hidden: int = 0  # 0: one linear map reads the context; else two with a GELU between read all levels of the encoder
+    embed_hidden: int = 0  # 0: a linear map reads the context; else two with a GELU read all levels of the encoder
     predict_context: bool = False # the context part is mapped to the target width, too (V-JEPA 2.1)
+    ranges = dict(embed_dim='[1, 100000]', depth='[1, 10000]', num_heads='[0, 10000]', mlp_ratio='(0, 1000]',
+                  num_mask_tokens='[1, 10000]', target_dim='[0, 1000000]', embed_hidden='[0, 1000000]')
 
 # %% ../nbs/22_predictor.ipynb #2edfd35c
 class Predictor(nn.Module):
@@ -35,46 +38,70 @@ class Predictor(nn.Module):
     def __init__(self, config:PredictorConfig, encoder:EncoderConfig):
         super().__init__()
         c, self.config, self.encoder_config = config, config, encoder
-        self.num_heads = c.num_heads or encoder.num_heads
+        D, self.num_heads = c.embed_dim, c.num_heads or encoder.num_heads
+        target_dim = c.target_dim or encoder.embed_dim
         if encoder.positions != 'rope':
-            self.predictor_pos_embed = nn.Parameter(sincos_3d(c.embed_dim, encoder.grid, encoder.uniform_power), requires_grad=False)
-        if c.embed_hidden: self.predictor_embed = nn.Sequential(nn.Linear(len(encoder.levels)*encoder.embed_dim, c.embed_hidden), nn.GELU(), nn.Linear(c.embed_hidden, c.embed_dim))
-        else: self.predictor_embed = nn.Linear(encoder.embed_dim, c.embed_dim)
-        self.mask_tokens = nn.ParameterList([nn.Parameter(torch.zeros(1, 1, c.embed_dim)) for _ in range(c.num_mask_tokens)])
-        if encoder.modalities: self.img_mod_embed, self.video_mod_embed = (nn.Parameter(0.02*torch.randn(1, 1, c.embed_dim)) for _ in range(2))
-        self.predictor_blocks = make_blocks(c.embed_dim, c.depth, self.num_heads, c.mlp_ratio, encoder.norm_eps)
-        self.predictor_norm = nn.LayerNorm(c.embed_dim, eps=encoder.norm_eps)
-        self.predictor_proj = nn.Linear(c.embed_dim, c.target_dim or encoder.embed_dim)
-        if c.predict_context: self.predictor_proj_context = nn.Linear(c.embed_dim, c.target_dim or encoder.embed_dim)
+            table = sincos_3d(D, encoder.grid, encoder.uniform_power)
+            self.predictor_pos_embed = nn.Parameter(table, requires_grad=False)
+        self.predictor_embed = _context_map(c, encoder)
+        self.mask_tokens = nn.ParameterList([nn.Parameter(torch.zeros(1, 1, D)) for _ in range(c.num_mask_tokens)])
+        if encoder.modalities: self.img_mod_embed, self.video_mod_embed = modality_vectors(D)
+        self.predictor_blocks = make_blocks(D, c.depth, self.num_heads, c.mlp_ratio, encoder.norm_eps)
+        self.predictor_norm = nn.LayerNorm(D, eps=encoder.norm_eps)
+        self.predictor_proj = nn.Linear(D, target_dim)
+        if c.predict_context: self.predictor_proj_context = nn.Linear(D, target_dim)
         for name, part in self.named_children():
             if name.startswith(('predictor_embed', 'predictor_proj')): part.apply(init_weights)
         if not c.zero_init:
             for token in self.mask_tokens: nn.init.trunc_normal_(token, std=0.02)
 
-    def place(self, visible, hidden, ids, image=False):
-        "Give tokens their places: add positions, or make the rotation that the blocks will use"
-        if self.encoder_config.modalities:
-            kind = self.img_mod_embed if image else self.video_mod_embed
-            visible, hidden = visible + kind, hidden + kind
-        x = torch.cat([visible, hidden.expand(len(ids), ids.shape[1] - visible.shape[1], -1)], dim=1) # B, N_ctx + N_tgt, P
-        if self.encoder_config.positions == 'rope':
-            return x, rope(self.encoder_config, self.encoder_config.grid, ids, x.device, self.config.embed_dim//self.num_heads, side=0)
-        return x + gather_tokens(self.predictor_pos_embed.expand(len(ids), -1, -1), ids), None
+# %% ../nbs/22_predictor.ipynb #09318cbd
+def _context_map(c:PredictorConfig, encoder:EncoderConfig) -> nn.Module:
+    "From the encoder's width to the predictor's: one map of the last level, or two of all levels"
+    if not c.embed_hidden: return nn.Linear(encoder.embed_dim, c.embed_dim)
+    levels = nn.Linear(len(encoder.levels)*encoder.embed_dim, c.embed_hidden)
+    return nn.Sequential(levels, nn.GELU(), nn.Linear(c.embed_hidden, c.embed_dim))
 
-    def forward(self,
-        context,        # (B, N_ctx, D) features of the visible tokens
-        context_ids,    # (B, N_ctx)
-        target_ids,     # (B, N_tgt)
-        mask_index:int=0, # which mask token
-        image:bool=False, # the context is of a clip of one frame (V-JEPA 2.1)
-        with_context:bool=False # also return what is predicted for the context, (B, N_ctx, D)
-    ): # (B, N_tgt, D)
-        "Predicted features of the target tokens"
-        if mask_index >= len(self.mask_tokens): raise IndexError(f'mask_index {mask_index}, but the predictor has {len(self.mask_tokens)} mask tokens; set PredictorConfig.num_mask_tokens')
-        ids = torch.cat([context_ids, target_ids], dim=1)
-        x, rotation = self.place(self.predictor_embed(context), self.mask_tokens[mask_index], ids, image)
-        wanted = torch.arange(0 if with_context else context_ids.shape[1], ids.shape[1], device=x.device).expand(len(x), -1) # the context is read by the last block, but not computed again
-        for i, block in enumerate(self.predictor_blocks, start=1): x = block(x, rotation, wanted if i == len(self.predictor_blocks) else None)
-        x = self.predictor_norm(x)
-        hidden = self.predictor_proj(x[:, -target_ids.shape[1]:])
-        return (hidden, self.predictor_proj_context(x[:, :context_ids.shape[1]])) if with_context else hidden
+# %% ../nbs/22_predictor.ipynb #b2c6c06d
+@patch
+def place(self:Predictor,
+    context, # (B, N_ctx, P) of the predictor's width
+    mask_token, # (1, 1, P)
+    ids,     # (B, N_ctx + N_tgt)
+    image:bool=False
+): # (B, N_ctx + N_tgt, P), rotation or None
+    "Give tokens their places: add positions, or make the rotation that the blocks will use"
+    c = self.encoder_config
+    if c.modalities:
+        kind = self.img_mod_embed if image else self.video_mod_embed
+        context, mask_token = context + kind, mask_token + kind
+    hidden = mask_token.expand(len(ids), ids.shape[1] - context.shape[1], -1)
+    x = torch.cat([context, hidden], dim=1) # B, N_ctx + N_tgt, P
+    if c.positions == 'rope':
+        return x, rope(c, c.grid, ids, x.device, self.config.embed_dim//self.num_heads, side=0)
+    return x + gather_tokens(self.predictor_pos_embed.expand(len(ids), -1, -1), ids), None
+
+# %% ../nbs/22_predictor.ipynb #dc69d444
+@patch
+def forward(self:Predictor,
+    context,        # (B, N_ctx, D) features of the visible tokens
+    context_ids,    # (B, N_ctx)
+    target_ids,     # (B, N_tgt)
+    mask_index:int=0, # which mask token
+    image:bool=False, # the context is of a clip of one frame (V-JEPA 2.1)
+    with_context:bool=False # also return what is predicted for the context, (B, N_ctx, D)
+): # (B, N_tgt, D)
+    "Predicted features of the target tokens"
+    if mask_index >= len(self.mask_tokens):
+        raise IndexError(f'mask_index {mask_index}, but the predictor has {len(self.mask_tokens)} mask tokens; '
+                         'set PredictorConfig.num_mask_tokens')
+    ids = torch.cat([context_ids, target_ids], dim=1)
+    x, rotation = self.place(self.predictor_embed(context), self.mask_tokens[mask_index], ids, image)
+    # the last block reads the context, but does not compute it again
+    keep = torch.arange(0 if with_context else context_ids.shape[1], ids.shape[1], device=x.device).expand(len(x), -1)
+    for block in self.predictor_blocks[:-1]: x = block(x, rotation)
+    for block in self.predictor_blocks[-1:]: x = block(x, rotation, keep)
+    x = self.predictor_norm(x)
+    prediction = self.predictor_proj(x[:, -target_ids.shape[1]:])
+    if not with_context: return prediction
+    return prediction, self.predictor_proj_context(x[:, :context_ids.shape[1]])

@@ -10,6 +10,7 @@ __all__ = ['fingerprint', 'clips_key', 'Features', 'features', 'CrossAttention',
 
 # %% ../nbs/30_probe.ipynb #5321f608
 import hashlib, json, math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
+from fastcore.basics import patch
 from .core import *
 from timm.layers import Mlp
 from safetensors.torch import save_file
@@ -38,14 +40,16 @@ def fingerprint(module:nn.Module) -> str:
     "Hash of all weights"
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
-        digest.update(name.encode()); digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 def clips_key(clips:Clips) -> str:
     "Hash of what the clips show: files, sampling, crops, decoder"
-    decoded = sorted(set(clips.cache.table.decoder)) if clips.cache is not None else clips.decoder
-    return short_hash([clips.manifest.hash, clips.clip.to_dict(), clips.augment.to_dict(), clips.seed, decoded])
+    decoder = sorted(set(clips.cache.table.decoder)) if clips.cache is not None else clips.decoder
+    return short_hash([clips.manifest.hash, clips.clip.to_dict(), clips.augment.to_dict(), clips.seed, decoder])
 
+# %% ../nbs/30_probe.ipynb #5ba31922
 class Features:
     "Frozen features of clips: tokens, labels and where they come from"
     def __init__(self, tokens, labels, classes):
@@ -60,10 +64,11 @@ class Features:
         "Mean over tokens"
         return np.concatenate([self.tokens[i:i+64].astype(np.float32).mean(2) for i in range(0, len(self), 64)])
     def take(self, rows): return Features(self.tokens[rows], self.labels[rows], self.classes)
-    def __repr__(self): return f'Features(n={len(self)}, views={self.num_views}, tokens={self.tokens.shape[2]}, width={self.tokens.shape[3]}, classes={len(self.classes)})'
+    def __repr__(self):
+        _, views, tokens, width = self.tokens.shape
+        return f'Features(n={len(self)}, views={views}, tokens={tokens}, width={width}, classes={len(self.classes)})'
 
 # %% ../nbs/30_probe.ipynb #75cad2de
-@torch.no_grad()
 def features(
     encoder:Encoder, clips:Clips,
     copies:int=1,       # augmented copies of each clip, where `clips` are augmented for training
@@ -72,26 +77,48 @@ def features(
     progress:bool=True
 )->Features:
     "Tokens of every view of every clip; computed once, then opened"
-    m, training = machine(), clips.augment.train
-    views = copies if training else clips.num_views
-    key = short_hash([fingerprint(encoder), encoder.config.to_dict(), clips_key(clips), views, m.precision, m.device.type], 16)
-    file = Path(folder or load_settings().cache/'features')/f'{key}.npy'
-    labels, classes = clips.manifest.table.label.to_numpy(), clips.manifest.classes
-    if not file.exists():
-        shape = (len(clips), views, Grid.of(clips.clip.num_frames, clips.clip.size, clips.clip.size, encoder.config.patch_size, encoder.config.tubelet_size).tokens, encoder.config.embed_dim)
-        accelerator = make_accelerator(m)
-        model = encoder.to(accelerator.device).eval()
-        with write_beside(file) as temporary:
-            out = np.lib.format.open_memmap(temporary, 'w+', np.float16, shape)
-            keys = [(v, i, 0) if training else (0, i, v) for v in range(views) for i in range(len(clips))]
-            batches = DataLoader(clips, batch_size, sampler=keys, num_workers=0 if clips.cache is not None else m.workers)
-            done = 0
-            for batch in tqdm(batches, desc='features', unit='batch', disable=not progress):
-                with accelerator.autocast(): tokens = model(batch['clip'].to(accelerator.device))
-                for row, (a, b, c) in zip(tokens.half().cpu().numpy(), keys[done:done + len(tokens)]): out[b, a if training else c] = row
-                done += len(tokens)
-            out.flush(); del out
-    return Features(np.load(file, mmap_mode='r'), labels, classes)
+    views = copies if clips.augment.train else clips.num_views
+    file = Path(folder or load_settings().cache/'features')/f'{_features_key(encoder, clips, views)}.npy'
+    if not file.exists(): _compute_features(encoder, clips, views, batch_size, file, progress)
+    return Features(np.load(file, mmap_mode='r'), clips.manifest.table.label.to_numpy(), clips.manifest.classes)
+
+def _features_key(encoder, clips, views) -> str:
+    "Hash of all that features depend on"
+    m = machine()
+    parts = [fingerprint(encoder), encoder.config.to_dict(), clips_key(clips), views, m.precision, m.device.type]
+    return short_hash(parts, 16)
+
+@torch.no_grad()
+def _compute_features(encoder, clips, views, batch_size, file, progress):
+    "Fill a file with the tokens of all views of all clips"
+    places = [(i, view) for view in range(views) for i in range(len(clips))]
+    batches = iter(_batches_at(clips, places, batch_size, progress))
+    with write_beside(file) as temporary:
+        out = np.lib.format.open_memmap(temporary, 'w+', np.float16, _features_shape(encoder.config, clips, views))
+        for place, row in zip(places, _encoded(encoder, batches)): out[place] = row
+        out.flush()
+        del out
+
+# %% ../nbs/30_probe.ipynb #b7c770f5
+def _features_shape(config, clips, views) -> tuple: # n, V, N, D
+    side = clips.clip.size
+    grid = Grid.of(clips.clip.num_frames, side, side, config.patch_size, config.tubelet_size)
+    return len(clips), views, grid.tokens, config.embed_dim
+
+def _batches_at(clips, places, batch_size, progress):
+    "Batches of clips and views; an augmented copy is a view of another epoch"
+    keys = [(view, i, 0) if clips.augment.train else (0, i, view) for i, view in places] # epoch, clip, view
+    workers = 0 if clips.cache is not None else machine().workers
+    batches = DataLoader(clips, batch_size, sampler=keys, num_workers=workers)
+    return tqdm(batches, desc='features', unit='batch', disable=not progress)
+
+def _encoded(encoder, batches): # yields float16 (N, D) of one clip after the other
+    "The tokens of all clips of batches"
+    accelerator = make_accelerator(machine())
+    model = encoder.to(accelerator.device).eval()
+    for batch in batches:
+        with accelerator.autocast(): tokens = model(batch['clip'].to(accelerator.device))
+        yield from tokens.half().cpu().numpy()
 
 # %% ../nbs/30_probe.ipynb #776a783d
 class CrossAttention(nn.Module):
@@ -104,7 +131,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, query, x): # (B, Q, D), (B, N, D) -> (B, Q, D)
         B, Q, D = query.shape
-        heads = lambda t, n: t.view(B, -1, n, self.num_heads, D//self.num_heads).permute(2, 0, 3, 1, 4) # n, B, heads, tokens, head_dim
+        def heads(t, n): # (B, N, n*D) -> (n, B, heads, N, head_dim)
+            return t.view(B, -1, n, self.num_heads, D//self.num_heads).permute(2, 0, 3, 1, 4)
         [q], (k, v) = heads(self.q(query), 1), heads(self.kv(x), 2)
         out = attend(q, k, v, self.scale).transpose(1, 2).reshape(B, Q, D)
         return self.proj(out) if self.output_projection else out
@@ -120,13 +148,15 @@ class CrossAttentionBlock(nn.Module):
         query = query + self.xattn(query, self.norm1(x))
         return query + self.mlp(self.norm2(query))
 
+# %% ../nbs/30_probe.ipynb #cc170081
 class AttentivePooler(nn.Module):
     "One vector from all tokens: `depth - 1` self-attention blocks, then a learned query looks at them"
     def __init__(self, dim:int, num_heads:int, depth:int=1, output_projection:bool|None=True):
         super().__init__()
         self.query_tokens = nn.Parameter(torch.zeros(1, 1, dim))
         self.cross_attention_block = CrossAttentionBlock(dim, num_heads, output_projection=output_projection)
-        if depth > 1: self.blocks = nn.ModuleList([Block(dim, num_heads, 4., qkv_bias=True, norm_layer=nn.LayerNorm, attn_layer=Attention) for _ in range(depth - 1)])
+        block = lambda: Block(dim, num_heads, 4., qkv_bias=True, norm_layer=nn.LayerNorm, attn_layer=Attention)
+        if depth > 1: self.blocks = nn.ModuleList([block() for _ in range(depth - 1)])
         self.apply(init_weights)
         nn.init.trunc_normal_(self.query_tokens, std=0.02)
 
@@ -161,6 +191,7 @@ class ProbeConfig(Config):
     C: float = 1.             # logistic: inverse strength of the penalty
     seed: int = 0
 
+# %% ../nbs/30_probe.ipynb #48aa41e3
 class MeanHead(nn.Module):
     "Mean over tokens, normalised or not (pico-JEPA), then a linear layer or an MLP"
     def __init__(self, dim:int, num_classes:int, hidden:int=0, norm:bool=True):
@@ -173,8 +204,11 @@ class MeanHead(nn.Module):
 
 def make_head(config:ProbeConfig, dim:int, num_heads:int, num_classes:int) -> nn.Module:
     "The trainable head of an attentive, linear or MLP probe"
-    if config.kind == 'attentive': return AttentiveClassifier(dim, config.num_heads or num_heads, num_classes, config.depth, config.output_projection)
-    if config.kind in ('linear', 'mlp'): return MeanHead(dim, num_classes, hidden=4*dim if config.kind == 'mlp' else 0, norm=config.norm)
+    if config.kind == 'attentive':
+        num_heads = config.num_heads or num_heads
+        return AttentiveClassifier(dim, num_heads, num_classes, config.depth, config.output_projection)
+    if config.kind == 'mlp': return MeanHead(dim, num_classes, 4*dim, config.norm)
+    if config.kind == 'linear': return MeanHead(dim, num_classes, norm=config.norm)
     raise ValueError(f"a '{config.kind}' probe has no trainable head; use attentive, linear or mlp")
 
 # %% ../nbs/30_probe.ipynb #e05c191e
@@ -190,12 +224,13 @@ class Probe:
             means = x.mean()
             return np.mean([self.model.predict_proba(means[:, v]) for v in range(x.num_views)], axis=0)
         self.model.eval()
-        batches = [np.mean([self._probabilities(x.tokens[i:i+64, v]) for v in range(x.num_views)], axis=0) for i in range(0, len(x), 64)]
-        return np.concatenate(batches)
+        over_views = lambda i: np.mean([self._probabilities(x.tokens[i:i+64, v]) for v in range(x.num_views)], axis=0)
+        return np.concatenate([over_views(i) for i in range(0, len(x), 64)])
 
     def _probabilities(self, tokens): # (B, N, D) -> (B, classes)
         device = next(self.model.parameters()).device
-        return self.model(torch.as_tensor(np.asarray(tokens, dtype=np.float32), device=device)).softmax(-1).cpu().numpy()
+        x = torch.as_tensor(np.asarray(tokens, dtype=np.float32), device=device)
+        return self.model(x).softmax(-1).cpu().numpy()
 
     def evaluate(self, x:Features): return Evaluation(self.predict_proba(x), x.labels, self.classes)
 
@@ -224,63 +259,99 @@ class Evaluation:
         table = np.zeros((len(self.classes),)*2, dtype=int)
         np.add.at(table, (self.labels, self.predicted), 1)
         return table
-
-    def row(self) -> dict:
-        "One row of a table"
-        low, high = self.interval
-        return dict(accuracy=round(100*self.accuracy, 2), low=round(100*low, 2), high=round(100*high, 2), right=self.right, n=self.n, chance=round(100*self.chance, 2))
-
-    def per_class(self) -> pd.DataFrame:
-        "Accuracy of every class with its interval"
-        rows = [Evaluation(self.probabilities[self.labels == c], self.labels[self.labels == c], self.classes).row() for c in range(len(self.classes))]
-        return pd.DataFrame(rows, index=self.classes).drop(columns='chance')
-
     def __repr__(self): return f'{percent(self.right, self.n)}, chance {100*self.chance:.1f} %'
+
+# %% ../nbs/30_probe.ipynb #084c1377
+@patch
+def to_values(self:Evaluation) -> dict:
+    "What `jepa.saved` keeps of it"
+    return dict(probabilities=self.probabilities, labels=self.labels, classes=self.classes)
+
+# %% ../nbs/30_probe.ipynb #c7515a1a
+@patch
+def row(self:Evaluation) -> dict:
+    "One row of a table, in percent"
+    low, high = self.interval
+    shares = dict(accuracy=self.accuracy, low=low, high=high, chance=self.chance)
+    shares = {name: round(100*share, 2) for name, share in shares.items()}
+    return dict(accuracy=shares['accuracy'], low=shares['low'], high=shares['high'],
+                right=self.right, n=self.n, chance=shares['chance'])
+
+@patch
+def per_class(self:Evaluation) -> pd.DataFrame:
+    "Accuracy of every class with its interval"
+    rows = []
+    for c in range(len(self.classes)):
+        members = self.labels == c
+        rows.append(Evaluation(self.probabilities[members], self.labels[members], self.classes).row())
+    return pd.DataFrame(rows, index=self.classes).drop(columns='chance')
 
 # %% ../nbs/30_probe.ipynb #6aea4c74
 def decay_groups(module:nn.Module, weight_decay:float) -> list[dict]:
     "What is trained, in two groups: matrices decay, biases and norms do not"
     trained = [p for p in module.parameters() if p.requires_grad]
-    return [dict(params=[p for p in trained if p.ndim > 1], weight_decay=weight_decay), dict(params=[p for p in trained if p.ndim <= 1], weight_decay=0.)]
+    matrices, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    return [dict(params=matrices, weight_decay=weight_decay), dict(params=others, weight_decay=0.)]
+
+def _learning_rates(lr, total, warm=0): # yields the rate of each of `total` steps
+    "A cosine to zero, capped by a linear warm-up of `warm` steps"
+    for step in range(total):
+        cosine = 0.5*(1 + math.cos(math.pi*step/total))
+        yield lr*(min((step + 1)/warm, cosine) if warm else cosine)
+
+def _train_epoch(model, optimizer, batches, lrs, autocast=nullcontext, max_norm=0.) -> tuple[float, int]:
+    "One pass over batches of examples and labels; the sum of losses and the number of right answers"
+    model.train()
+    losses, right = 0., 0
+    for (x, y), lr in zip(batches, lrs):
+        for group in optimizer.param_groups: group['lr'] = lr
+        with autocast(): logits = model(x)
+        loss = F.cross_entropy(logits.float(), y)
+        optimizer.zero_grad()
+        loss.backward()
+        if max_norm: nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        optimizer.step()
+        losses += loss.item()*len(y)
+        right += int((logits.argmax(1) == y).sum())
+    return losses, right
+
+# %% ../nbs/30_probe.ipynb #684ddeb3
+def _fit_head(config:ProbeConfig, head:nn.Module, train:Features, val:Features|None, progress:bool) -> pd.DataFrame:
+    "Train a head on features; a row per epoch"
+    head.to(machine().device)
+    optimizer = torch.optim.AdamW(decay_groups(head, config.weight_decay), lr=config.lr)
+    lrs, rows = _learning_rates(config.lr, config.epochs*math.ceil(len(train)/config.batch_size)), []
+    for epoch in tqdm(range(config.epochs), desc=f'{config.kind} probe', unit='epoch', disable=not progress):
+        losses, right = _train_epoch(head, optimizer, _feature_batches(config, train, epoch), lrs)
+        evaluation = None if val is None else Probe(config, head, train.classes).evaluate(val)
+        rows.append(_epoch_row(epoch, losses, right, len(train), evaluation))
+    return pd.DataFrame(rows)
+
+def _feature_batches(config, train, epoch): # yields tokens (B, N, D) and labels (B,), on the device
+    "One shuffled pass over the view that is this epoch's turn"
+    device, labels = machine().device, torch.as_tensor(train.labels, dtype=torch.long)
+    order = torch.randperm(len(train), generator=generator(config.seed, 'probe', epoch))
+    for rows in order.split(config.batch_size):
+        tokens = np.asarray(train.tokens[rows.numpy(), epoch % train.num_views], dtype=np.float32)
+        yield torch.as_tensor(tokens, device=device), labels[rows].to(device)
 
 def _epoch_row(epoch, losses, right, n, evaluation=None) -> dict:
     "A row of `Probe.curve`"
     row = dict(epoch=epoch + 1, train_loss=losses/n, train_right=right, train_n=n)
     return row if evaluation is None else row | dict(val_right=evaluation.right, val_n=evaluation.n)
 
-# %% ../nbs/30_probe.ipynb #684ddeb3
-def _fit_head(config:ProbeConfig, head:nn.Module, train:Features, val:Features|None, progress:bool) -> pd.DataFrame:
-    "Train a head on features; a row per epoch"
-    device = machine().device
-    head.to(device)
-    optimizer = torch.optim.AdamW(decay_groups(head, config.weight_decay), lr=config.lr)
-    total, rows, step = config.epochs*math.ceil(len(train)/config.batch_size), [], 0
-    labels = torch.as_tensor(train.labels, dtype=torch.long)
-    for epoch in tqdm(range(config.epochs), desc=f'{config.kind} probe', unit='epoch', disable=not progress):
-        head.train(); losses, right = 0., 0
-        order = torch.randperm(len(train), generator=generator(config.seed, 'probe', epoch))
-        for rows_of in order.split(config.batch_size):
-            for group in optimizer.param_groups: group['lr'] = config.lr*0.5*(1 + math.cos(math.pi*step/total))
-            x = torch.as_tensor(np.asarray(train.tokens[rows_of.numpy(), epoch % train.num_views], dtype=np.float32), device=device)
-            y = labels[rows_of].to(device)
-            logits = head(x)
-            loss = F.cross_entropy(logits, y)
-            optimizer.zero_grad(); loss.backward(); optimizer.step(); step += 1
-            losses += loss.item()*len(y); right += int((logits.argmax(1) == y).sum())
-        rows.append(_epoch_row(epoch, losses, right, len(train), None if val is None else Probe(config, head, train.classes).evaluate(val)))
-    return pd.DataFrame(rows)
-
+# %% ../nbs/30_probe.ipynb #23d94dcd
 def fit_probe(
     config:ProbeConfig, train:Features,
     val:Features|None=None, # looked at after every epoch, never trained on
     num_heads:int=8,        # of the encoder, for the attentive probe
     progress:bool=True
-)->Probe:
+)->Probe: # raises ValueError where clips have no label
     "Train a probe on frozen features"
-    if (train.labels < 0).any(): raise ValueError(f'{int((train.labels < 0).sum())} of {len(train)} clips have no label; probes need labels (see Manifest)')
-    dim, classes = train.tokens.shape[-1], len(train.classes)
+    if unlabelled := int((train.labels < 0).sum()):
+        raise ValueError(f'{unlabelled} of {len(train)} clips have no label; probes need labels (see Manifest)')
     if config.kind in ('logistic', 'knn'): return Probe(config, _fit_sklearn(config, train), train.classes)
-    with seeded(config.seed, 'probe'): head = make_head(config, dim, num_heads, classes)
+    with seeded(config.seed, 'probe'): head = make_head(config, train.tokens.shape[-1], num_heads, len(train.classes))
     curve = _fit_head(config, head, train, val, progress)
     return Probe(config, head.eval(), train.classes, curve)
 
@@ -290,9 +361,11 @@ def _fit_sklearn(config, train):
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    last = LogisticRegression(C=config.C, max_iter=2000) if config.kind == 'logistic' else KNeighborsClassifier(min(config.neighbours, len(train)*train.num_views), metric='cosine')
+    if config.kind == 'logistic': last = LogisticRegression(C=config.C, max_iter=2000)
+    else: last = KNeighborsClassifier(min(config.neighbours, len(train)*train.num_views), metric='cosine')
     means = train.mean()
-    return make_pipeline(StandardScaler(), last).fit(means.reshape(-1, means.shape[-1]), np.repeat(train.labels, train.num_views))
+    labels = np.repeat(train.labels, train.num_views)
+    return make_pipeline(StandardScaler(), last).fit(means.reshape(-1, means.shape[-1]), labels)
 
 # %% ../nbs/30_probe.ipynb #3c0f14df
 def plot_curves(
@@ -304,23 +377,29 @@ def plot_curves(
     ax = ax or plt.subplots(figsize=(5, 2.8))[1]
     for name, curve in curves.items():
         ends = 100*np.array([wilson(int(k), int(n)) for k, n in zip(curve.val_right, curve.val_n)])
-        [line] = ax.plot(curve.epoch, 100*curve.val_right/curve.val_n, marker='o', ms=2.5, label=f'{name} (n={int(curve.val_n.iloc[0])})')
+        label = f'{name} (n={int(curve.val_n.iloc[0])})'
+        [line] = ax.plot(curve.epoch, 100*curve.val_right/curve.val_n, marker='o', ms=2.5, label=label)
         ax.fill_between(curve.epoch, ends[:, 0], ends[:, 1], alpha=0.12, color=line.get_color())
-    if chance is not None: ax.axhline(100*chance, color='grey', ls=':', lw=1, label=f'chance {100*chance:.1f} %')
-    ax.set(xlabel='epoch', ylabel='accuracy, %', title=title, ylim=(0, min(100, 1.25*max(t for t in ax.get_ylim())))); ax.legend(fontsize=7, loc='upper left')
+    if chance is not None:
+        ax.axhline(100*chance, color='grey', ls=':', lw=1, label=f'chance {100*chance:.1f} %')
+    top = min(100, 1.25*max(ax.get_ylim()))
+    ax.set(xlabel='epoch', ylabel='accuracy, %', title=title, ylim=(0, top))
+    ax.legend(fontsize=7, loc='upper left')
     return ax.figure
 
+# %% ../nbs/30_probe.ipynb #3bbbf8c1
 def plot_confusion(evaluation:Evaluation, title:str='', ax=None):
     "Confusion matrix, rows are true classes, in shares of the row"
-    n = len(evaluation.classes)
+    n, table = len(evaluation.classes), evaluation.confusion
     ax = ax or plt.subplots(figsize=(0.35*n + 2, 0.35*n + 1.2))[1]
-    table = evaluation.confusion
     ax.imshow(table/np.maximum(table.sum(1, keepdims=True), 1), cmap='Blues', vmin=0, vmax=1)
-    for i in range(n):
-        for j in range(n):
-            if table[i, j]: ax.text(j, i, table[i, j], ha='center', va='center', fontsize=6, color='white' if table[i, j] > table[i].sum()/2 else 'black')
-    ax.set_xticks(range(n), evaluation.classes, rotation=60, ha='right', fontsize=7); ax.set_yticks(range(n), evaluation.classes, fontsize=7)
-    ax.set(xlabel='predicted', ylabel='true', title=title); ax.grid(False)
+    for i, j in zip(*table.nonzero()):
+        color = 'white' if table[i, j] > table[i].sum()/2 else 'black'
+        ax.text(j, i, table[i, j], ha='center', va='center', fontsize=6, color=color)
+    ax.set_xticks(range(n), evaluation.classes, rotation=60, ha='right', fontsize=7)
+    ax.set_yticks(range(n), evaluation.classes, fontsize=7)
+    ax.set(xlabel='predicted', ylabel='true', title=title)
+    ax.grid(False)
     return ax.figure
 
 # %% ../nbs/30_probe.ipynb #99764faa
@@ -332,27 +411,29 @@ def finetune(
     warmup_epochs:float=1.,
     evaluate_every:int=1, # epochs
     progress:bool=True
-)->tuple[Probe, Evaluation|None]:
+)->tuple[Probe, Evaluation|None]: # the last evaluation of `val`
     "Train encoder and head together on labelled clips; `Probe.encoder` is the trained encoder"
-    accelerator = make_accelerator()
-    with seeded(config.seed, 'probe'): head = make_head(config, encoder.config.embed_dim, encoder.config.num_heads, len(train.manifest.classes))
+    accelerator, classes, c = make_accelerator(), train.manifest.classes, encoder.config
+    with seeded(config.seed, 'probe'): head = make_head(config, c.embed_dim, c.num_heads, len(classes))
     model = nn.Sequential(encoder, head).to(accelerator.device)
     optimizer = torch.optim.AdamW(decay_groups(model, weight_decay), lr=lr)
-    per_epoch = math.ceil(len(train)/config.batch_size); total, warm = config.epochs*per_epoch, max(1, warmup_epochs*per_epoch)
-    rows, step, evaluation = [], 0, None
+    per_epoch = math.ceil(len(train)/config.batch_size)
+    lrs = _learning_rates(lr, config.epochs*per_epoch, max(1, warmup_epochs*per_epoch))
+    rows, last = [], None
     for epoch in tqdm(range(config.epochs), desc='fine-tuning', unit='epoch', disable=not progress):
-        model.train(); losses, right = 0., 0
-        for batch in loader(train, config.batch_size, epoch=epoch, seed=config.seed, shuffle=True, drop_last=False):
-            for group in optimizer.param_groups: group['lr'] = lr*min((step + 1)/warm, 0.5*(1 + math.cos(math.pi*step/total)))
-            y = batch['label'].to(accelerator.device)
-            with accelerator.autocast(): logits = model(batch['clip'].to(accelerator.device))
-            loss = F.cross_entropy(logits.float(), y)
-            optimizer.zero_grad(); loss.backward(); nn.utils.clip_grad_norm_(model.parameters(), 1.); optimizer.step(); step += 1
-            losses += loss.item()*len(y); right += int((logits.argmax(1) == y).sum())
-        look = val is not None and ((epoch + 1) % evaluate_every == 0 or epoch + 1 == config.epochs)
-        if look: evaluation = _evaluate_clips(model, val, accelerator)
-        rows.append(_epoch_row(epoch, losses, right, len(train), evaluation if look else None))
-    return Probe(config, head.eval(), train.manifest.classes, pd.DataFrame(rows), encoder=encoder.eval()), evaluation
+        batches = _clip_batches(config, train, epoch, accelerator.device)
+        losses, right = _train_epoch(model, optimizer, batches, lrs, accelerator.autocast, max_norm=1.)
+        due = (epoch + 1) % evaluate_every == 0 or epoch + 1 == config.epochs
+        evaluation = _evaluate_clips(model, val, accelerator) if due and val is not None else None
+        rows.append(_epoch_row(epoch, losses, right, len(train), evaluation))
+        last = evaluation or last
+    return Probe(config, head.eval(), classes, pd.DataFrame(rows), encoder=encoder.eval()), last
+
+# %% ../nbs/30_probe.ipynb #b2cff51b
+def _clip_batches(config, train, epoch, device): # yields clips (B, C, T, H, W) and labels (B,)
+    "One shuffled pass over clips"
+    batches = loader(train, config.batch_size, epoch=epoch, seed=config.seed, shuffle=True, drop_last=False)
+    for batch in batches: yield batch['clip'].to(device), batch['label'].to(device)
 
 @torch.no_grad()
 def _evaluate_clips(model, clips, accelerator) -> Evaluation:
@@ -363,7 +444,8 @@ def _evaluate_clips(model, clips, accelerator) -> Evaluation:
     for batch in DataLoader(clips, 32, sampler=keys):
         with accelerator.autocast(): logits = model(batch['clip'].to(accelerator.device))
         out.append(logits.float().softmax(-1).cpu())
-    return Evaluation(torch.cat(out).view(len(clips), clips.num_views, -1).mean(1).numpy(), clips.manifest.table.label.to_numpy(), clips.manifest.classes)
+    probabilities = torch.cat(out).view(len(clips), clips.num_views, -1).mean(1).numpy()
+    return Evaluation(probabilities, clips.manifest.table.label.to_numpy(), clips.manifest.classes)
 
 # %% ../nbs/30_probe.ipynb #d85b31a5
 def paired_difference(
@@ -374,11 +456,17 @@ def paired_difference(
     if not np.array_equal(a.labels, b.labels): raise ValueError('the two evaluations are not of the same clips')
     only_a, only_b = int((a.correct & ~b.correct).sum()), int((b.correct & ~a.correct).sum())
     difference = a.correct.astype(float) - b.correct.astype(float)
-    low, high = bootstrap((difference,), np.mean, n_resamples=2000, method='percentile', rng=0).confidence_interval if only_a + only_b else (0., 0.)
-    p = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.
-    return dict(points=round(float(100*difference.mean()), 2), low=round(float(100*low), 2), high=round(float(100*high), 2), only_a=only_a, only_b=only_b, p=float(p))
+    low, high, p = 0., 0., 1.
+    if only_a + only_b:
+        resampled = bootstrap((difference,), np.mean, n_resamples=2000, method='percentile', rng=0)
+        low, high = resampled.confidence_interval
+        p = binomtest(only_a, only_a + only_b).pvalue
+    points, low, high = (round(float(100*share), 2) for share in (difference.mean(), low, high))
+    return dict(points=points, low=low, high=high, only_a=only_a, only_b=only_b, p=float(p))
 
 # %% ../nbs/30_probe.ipynb #a542a3e0
+_rules = {True: 'xattn.proj is applied', False: 'xattn.proj is stored, but not applied', None: 'no xattn.proj'}
+
 class LoadedProbe(NamedTuple):
     "A probe from a file"
     layout: str             # 'vjepa1', 'nano', 'vjepa2', 'pico' or 'jepa'
@@ -388,30 +476,49 @@ class LoadedProbe(NamedTuple):
     output_projection: bool|None # whether `xattn.proj` is applied; None: there is none
     report: LoadReport
     def __repr__(self):
-        rule = {True: 'xattn.proj is applied', False: 'xattn.proj is stored, but not applied', None: 'no xattn.proj'}[self.output_projection]
+        rule = _rules[self.output_projection]
         return f'{self.layout} probe, {self.num_classes} classes; {rule}\n{self.report!r}'
 
 def load_probe(
     path,
     encoder_config:EncoderConfig|None=None, # of the encoder whose tokens it reads
-    output_projection:bool|None=None # apply `xattn.proj`; by default as the layout does: not in V-JEPA 1's (names begin with `module.`), yes in nano-JEPA's
-)->LoadedProbe:
+    output_projection:bool|None=None # apply `xattn.proj`; None: as the layout does (V-JEPA 1's do not, nano-JEPA's do)
+)->LoadedProbe: # raises ValueError for files without a classifier, or with tensors missing
     "Load any probe"
     content, described = read_file(path)
     if described.get('kind') == 'probe': return _load_own(path, content, described, encoder_config)
+    if 'classifier_head.weight' in content: return _load_pico(path, content, encoder_config)
+    layout, tensors = _classifier(path, content)
+    return _load_attentive(path, layout, tensors, encoder_config, output_projection)
+
+# %% ../nbs/30_probe.ipynb #618be0d0
+def _classifier(path, content) -> tuple[str, dict]: # layout, tensors
+    "The attentive classifier of a file; V-JEPA 1's names begin with `module.`"
     if 'classifiers' in content: layout, tensors = 'vjepa2', content['classifiers'][0]
-    elif 'classifier' in content: layout, tensors = 'vjepa1' if next(iter(content['classifier'])).startswith('module.') else 'nano', content['classifier']
-    elif 'classifier_head.weight' in content: return _load_pico(path, content, encoder_config)
-    else: raise ValueError(f"{path} has no classifier; it has {', '.join(map(str, list(content)[:4]))}, ... (encoders are for jepa.checkpoint.load_checkpoint)")
+    elif 'classifier' in content: layout, tensors = 'nano', content['classifier']
+    else:
+        raise ValueError(f"{path} has no classifier; it has {', '.join(map(str, list(content)[:4]))}, ... "
+                         '(encoders are for jepa.checkpoint.load_checkpoint)')
+    if layout == 'nano' and next(iter(tensors)).startswith('module.'): layout = 'vjepa1'
     tensors = strip_prefix(tensors)
     for name in ('pooler.query_tokens', 'linear.weight'):
-        if name not in tensors: raise ValueError(f"{path}: the classifier has no '{name}', so it is not attentive; it has {', '.join(list(tensors)[:4])}, ...")
-    dim, classes, stored = tensors['pooler.query_tokens'].shape[-1], len(tensors['linear.weight']), 'pooler.cross_attention_block.xattn.proj.weight' in tensors
-    if output_projection and not stored: raise ValueError(f'{path} has no xattn.proj to apply; leave output_projection out')
-    rule = (layout != 'vjepa1' if output_projection is None else output_projection) if stored else None
-    heads = probe_heads(path, dim, encoder_config)
-    return _loaded(path, layout, lambda: AttentiveClassifier(dim, heads, classes, 1 + count_blocks(tensors, 'pooler.blocks.'), rule), tensors, classes, None, rule)
+        if name not in tensors:
+            raise ValueError(f"{path}: the classifier has no '{name}', so it is not attentive; "
+                             f"it has {', '.join(list(tensors)[:4])}, ...")
+    return layout, tensors
 
+def _load_attentive(path, layout, tensors, encoder_config, output_projection) -> LoadedProbe:
+    "An attentive classifier, by the rule of its layout or the one that is asked for"
+    dim, classes = tensors['pooler.query_tokens'].shape[-1], len(tensors['linear.weight'])
+    rule = layout != 'vjepa1' if output_projection is None else output_projection
+    if 'pooler.cross_attention_block.xattn.proj.weight' not in tensors:
+        if output_projection: raise ValueError(f'{path} has no xattn.proj to apply; leave output_projection out')
+        rule = None
+    heads, depth = probe_heads(path, dim, encoder_config), 1 + count_blocks(tensors, 'pooler.blocks.')
+    make = lambda: AttentiveClassifier(dim, heads, classes, depth, rule)
+    return _loaded(path, layout, make, tensors, classes, None, rule)
+
+# %% ../nbs/30_probe.ipynb #3f161670
 def _loaded(path, layout, make, tensors, num_classes, classes, rule, note=None) -> LoadedProbe:
     report = LoadReport(notes=[note] if note else [])
     model = fill(make, tensors, report, 'probe')
@@ -421,18 +528,22 @@ def _loaded(path, layout, make, tensors, num_classes, classes, rule, note=None) 
 def probe_heads(path, dim:int, encoder_config:EncoderConfig|None=None) -> int:
     "Heads of a probe: the encoder's; without one, those of the published sizes of this width if they agree"
     if encoder_config is not None:
-        if encoder_config.embed_dim != dim: raise ValueError(f'{path} reads tokens of width {dim}, but the encoder makes {encoder_config.embed_dim}')
+        width = encoder_config.embed_dim
+        if width != dim: raise ValueError(f'{path} reads tokens of width {dim}, but the encoder makes {width}')
         return encoder_config.num_heads
     heads = {s['num_heads'] for s in SIZES.values() if s['embed_dim'] == dim}
-    if len(heads) != 1: raise ValueError(f"{path}: the number of heads cannot be told from width {dim}; give encoder_config, the configuration of its encoder")
+    if len(heads) != 1:
+        raise ValueError(f'{path}: the number of heads cannot be told from width {dim}; '
+                         'give encoder_config, the configuration of its encoder')
     return heads.pop()
 
-def _load_pico(path, content, encoder_config):
+def _load_pico(path, content, encoder_config) -> LoadedProbe:
     "Linear layer on the mean over tokens"
-    weight = content['classifier_head.weight']
-    if encoder_config is not None: probe_heads(path, weight.shape[1], encoder_config) # the widths must agree
-    return _loaded(path, 'pico', lambda: MeanHead(weight.shape[1], len(weight), norm=False), {f'head.{k}': content[f'classifier_head.{k}'] for k in ('weight', 'bias')}, len(weight), None, None,
-                   f'the file also holds the encoder: load_checkpoint({Path(path).name!r})')
+    tensors = {f'head.{k}': content[f'classifier_head.{k}'] for k in ('weight', 'bias')}
+    classes, dim = tensors['head.weight'].shape
+    if encoder_config is not None: probe_heads(path, dim, encoder_config) # the widths must agree
+    note = f'the file also holds the encoder: load_checkpoint({Path(path).name!r})'
+    return _loaded(path, 'pico', lambda: MeanHead(dim, classes, norm=False), tensors, classes, None, None, note)
 
 # %% ../nbs/30_probe.ipynb #b81faa6c
 def head_width(head) -> int:
@@ -450,15 +561,21 @@ def save_probe(
 )->Path:
     "Keep a trained probe with its configuration and class names"
     path, head = Path(path), probe.model
-    if not isinstance(head, nn.Module): raise ValueError(f"a '{probe.config.kind}' probe is scikit-learn's and has no tensors; keep it with joblib")
+    if not isinstance(head, nn.Module):
+        raise ValueError(f"a '{probe.config.kind}' probe is scikit-learn's and has no tensors; keep it with joblib")
     if path.suffix != '.safetensors': raise ValueError(f'{path.name}: our probes end in .safetensors')
-    described = dict(kind='probe', config=probe.config.to_dict(), dim=head_width(head), num_heads=attention_heads(head), classes=probe.classes, more=more)
-    with write_beside(path) as temporary: save_file({n: t.detach().cpu().contiguous() for n, t in head.state_dict().items()}, temporary, metadata=dict(jepa=json.dumps(described)))
+    described = dict(kind='probe', config=probe.config.to_dict(), dim=head_width(head),
+                     num_heads=attention_heads(head), classes=probe.classes, more=more)
+    tensors = {n: t.detach().cpu().contiguous() for n, t in head.state_dict().items()}
+    with write_beside(path) as temporary: save_file(tensors, temporary, metadata=dict(jepa=json.dumps(described)))
     return path
 
-def _load_own(path, tensors, described, encoder_config):
+# %% ../nbs/30_probe.ipynb #8bbb002c
+def _load_own(path, tensors, described, encoder_config) -> LoadedProbe:
     "What `save_probe` wrote"
     config, classes = ProbeConfig.from_dict(described['config']), described['classes']
-    if encoder_config is not None: probe_heads(path, described['dim'], encoder_config)
+    dim, num_heads = described['dim'], described['num_heads']
+    if encoder_config is not None: probe_heads(path, dim, encoder_config)
     rule = config.output_projection if config.kind == 'attentive' else None
-    return _loaded(path, 'jepa', lambda: make_head(config, described['dim'], described['num_heads'], len(classes)), tensors, len(classes), classes, rule)
+    make = lambda: make_head(config, dim, num_heads, len(classes))
+    return _loaded(path, 'jepa', make, tensors, len(classes), classes, rule)

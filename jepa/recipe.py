@@ -29,19 +29,27 @@ def motion_videos(
     pixels:int=56, progress:bool=True
 )->Manifest: # with splits train and val, and columns digit and background
     "Short videos of six motions, made where they are not there yet"
-    return read_manifest(make_actions(ActionsConfig(classes=MOTIONS, train=train, val=val, size=pixels, num_frames=16, level='easy'), progress=progress))
+    config = ActionsConfig(classes=MOTIONS, train=train, val=val, size=pixels, num_frames=16, level='easy')
+    return read_manifest(make_actions(config, progress=progress))
 
 # %% ../nbs/43_recipe.ipynb #07d915d7
 def recipe_config(
-    epochs:int=24, seed:int=0, size:str='micro', num_frames:int=8, stride:int=2, pixels:int=48, batch_size:int=16, positions:str='rope',
+    epochs:int=24, seed:int=0, size:str='micro', num_frames:int=8, stride:int=2, pixels:int=48, batch_size:int=16,
+    positions:str='rope',
     **changes # any field of `TrainConfig`
 )->TrainConfig:
     "Pretraining that learns motion in minutes on two cores"
-    common = dict(predictor=PredictorConfig(embed_dim=128, depth=2), masks=(Future(tubelets=(2, 2)),), epochs=epochs, batch_size=batch_size, start_lr=1e-4, lr=1.5e-3, final_lr=0., warmup_epochs=epochs/10,
-        weight_decay=.04, final_weight_decay=.04, ema=(.99, 1.), stretch=1., clip_grad=1., loss_exp=2., objective=Objective(target_layers=4), whiten=True, monitor_clips=300, seed=seed,
-        augment=Augment(train=True, scale=((224/256)**2,)*2, ratio=(1., 1.), flip=False)) # crops as large as in evaluation, anywhere: motion keeps its speed
-    return train_config(size, num_frames=num_frames, stride=stride, pixels=pixels, patch_size=8, positions=positions, **{**common, **changes})
+    # crops as large as in evaluation, anywhere: motion keeps its speed
+    augment = Augment(train=True, scale=((224/256)**2,)*2, ratio=(1., 1.), flip=False)
+    parts = dict(predictor=PredictorConfig(embed_dim=128, depth=2), masks=(Future(tubelets=(2, 2)),), whiten=True,
+                 loss_exp=2., objective=Objective(target_layers=4), augment=augment)
+    schedule = dict(epochs=epochs, batch_size=batch_size, start_lr=1e-4, lr=1.5e-3, final_lr=0.,
+                    warmup_epochs=epochs/10, weight_decay=.04, final_weight_decay=.04, ema=(.99, 1.), stretch=1.,
+                    clip_grad=1.)
+    changes = {**parts, **schedule, **dict(monitor_clips=300, seed=seed), **changes}
+    return train_config(size, num_frames, stride, pixels, patch_size=8, positions=positions, **changes)
 
+# %% ../nbs/43_recipe.ipynb #1e268d1b
 # one change each
 VARIANTS = {
     'the recipe': {},
@@ -54,7 +62,8 @@ VARIANTS = {
     'VICReg instead of a teacher': dict(objective=Objective('vicreg', weight=.5)),
     'SIGReg instead of a teacher': dict(objective=Objective('sigreg')),
     'predictor half as wide': dict(predictor=PredictorConfig(embed_dim=64, depth=2))}
-VJEPA_PARTS = ('random patch embedding', 'added sine-cosine positions', "V-JEPA's two masks", "teacher's last layer only", 'L1', 'predictor half as wide')
+VJEPA_PARTS = ('random patch embedding', 'added sine-cosine positions', "V-JEPA's two masks",
+               "teacher's last layer only", 'L1', 'predictor half as wide')
 VARIANTS["V-JEPA's: all six"] = {field: value for part in VJEPA_PARTS for field, value in VARIANTS[part].items()}
 
 # %% ../nbs/43_recipe.ipynb #f7e234ea
@@ -74,21 +83,24 @@ def step_timer(
 ): # a function: makes a training step and returns its seconds
     "A clock for one method, on a batch of noise with masks of median size; the first call also warms up"
     e, accelerator = config.encoder, make_accelerator(m)
-    device, tokens = accelerator.device, lambda pairs: sum(p.context_ids.shape[1] + p.target_ids.shape[1] for p in pairs)
+    device, n = accelerator.device, config.batch_size
     jepa = new_jepa(config).to(device).train()
-    optimizer, values = make_optimizer(jepa, predictor_lr_factor=config.predictor_lr_factor), config.plan(10).at(5)
-    clip = torch.randn(config.batch_size, 3, e.num_frames, e.height, e.width, generator=generator(0, 'time')).to(device)
-    draws = [sample_masks(config.masks, e.grid, config.batch_size, generator(0, 'time', i)) for i in range(51)]
+    optimizer = make_optimizer(jepa, predictor_lr_factor=config.predictor_lr_factor)
+    values, rng = config.plan(10).at(5), generator(0, 'time')
+    clip = torch.randn(n, 3, e.num_frames, e.height, e.width, generator=rng).to(device)
+    def tokens(pairs): return sum(p.context_ids.shape[1] + p.target_ids.shape[1] for p in pairs)
+    draws = [sample_masks(config.masks, e.grid, n, generator(0, 'time', i)) for i in range(51)]
     pairs = [p.to(device) for p in sorted(draws, key=tokens)[25]]
     def step():
         with (autocast or accelerator.autocast)(): train_step(jepa, optimizer, clip, pairs, values)
     return lambda: seconds_of(step, device)
 
+# %% ../nbs/43_recipe.ipynb #23847835
 def step_seconds(
     configs:dict, # name -> TrainConfig
     rounds:int=15
 )->pd.DataFrame: # a row for each: seconds of the `quickest` step, and of the `median`
-    "Seconds of a training step of several methods, measured in turn; what else a machine does makes a step slower, never quicker"
+    "Seconds of a training step of several methods, measured in turn"
     steps = {name: step_timer(c) for name, c in configs.items()}
     for step in steps.values(): step()
     seconds = pd.DataFrame([{name: step() for name, step in steps.items()} for _ in range(rounds)])
@@ -100,7 +112,8 @@ def frozen_features(
     folder=None # where they are kept, as in `features`
 )->Features:
     "Features of the whole frame, without augmentation"
-    return features(encoder, manifest.clips(config.clip, config.augment.replace(train=False), progress=False), folder=folder, progress=False)
+    clips = manifest.clips(config.clip, config.augment.replace(train=False), progress=False)
+    return features(encoder, clips, folder=folder, progress=False)
 
 def first_of_each(
     x:Features, shots:int # per class
@@ -109,6 +122,7 @@ def first_of_each(
     rows = np.concatenate([np.flatnonzero(x.labels == c)[:shots] for c in range(len(x.classes))])
     return x.take(rows)
 
+# %% ../nbs/43_recipe.ipynb #b0c47c55
 PROBES = dict(linear=ProbeConfig('logistic', C=.1), attentive=ProbeConfig('attentive', epochs=20))
 
 def few_labels(
@@ -117,8 +131,12 @@ def few_labels(
     probes:dict=PROBES, seed:int=0, folder=None # where features are kept
 )->dict: # (probe, shots) -> Evaluation
     "Frozen probes on few labels"
-    known, asked = frozen_features(encoder, train.select(per_class=max(shots), seed=0), config, folder), frozen_features(encoder, val, config, folder)
-    return {(name, n): fit_probe(p.replace(seed=seed), first_of_each(known, n), num_heads=encoder.config.num_heads, progress=False).evaluate(asked) for name, p in probes.items() for n in shots}
+    train_features = frozen_features(encoder, train.select(per_class=max(shots), seed=0), config, folder)
+    val_features = frozen_features(encoder, val, config, folder)
+    def fit(probe, n):
+        few, heads = first_of_each(train_features, n), encoder.config.num_heads
+        return fit_probe(probe.replace(seed=seed), few, num_heads=heads, progress=False)
+    return {(name, n): fit(probe, n).evaluate(val_features) for name, probe in probes.items() for n in shots}
 
 # %% ../nbs/43_recipe.ipynb #40b0d7e2
 def labels_alone(
@@ -126,9 +144,10 @@ def labels_alone(
     shots:int, epochs:int=40, seed:int=0
 )->Evaluation:
     "The same network trained from its start on these labels only, with a linear head on the mean token"
-    some = train.select(per_class=shots, seed=0)
-    sets = [m.clips(config.clip, config.augment.replace(train=t), progress=False) for m, t in ((some, True), (val, False))]
-    return finetune(ProbeConfig('linear', epochs=epochs, batch_size=16, seed=seed), encoder, *sets, lr=1e-3, evaluate_every=epochs, progress=False)[1]
+    def clips(manifest, train): return manifest.clips(config.clip, config.augment.replace(train=train), progress=False)
+    labelled, asked = clips(train.select(per_class=shots, seed=0), True), clips(val, False)
+    probe = ProbeConfig('linear', epochs=epochs, batch_size=16, seed=seed)
+    return finetune(probe, encoder, labelled, asked, lr=1e-3, evaluate_every=epochs, progress=False)[1]
 
 # %% ../nbs/43_recipe.ipynb #2b175a66
 def appearance(
@@ -136,7 +155,9 @@ def appearance(
 )->Manifest:
     "The same clips, labelled by what is in them"
     from sklearn.datasets import load_digits
-    names = manifest.table[column] if column == 'background' else manifest.table.digit.map(lambda d: str(load_digits().target[int(d.split('+')[0])]))
+    digits = load_digits().target
+    def digit(text): return str(digits[int(text.split('+')[0])])
+    names = manifest.table[column] if column == 'background' else manifest.table.digit.map(digit)
     classes = sorted(set(names))
     table = manifest.table.assign(class_name=list(names), label=[classes.index(n) for n in names])
     return Manifest(table, manifest.root, classes)
@@ -147,6 +168,7 @@ def over_seeds(
 )->dict: # points (mean), low, high, seeds
     "Mean of paired differences with Student's 95 % interval over seeds"
     from scipy.stats import t
-    d = np.asarray(differences, dtype=float)
-    half = t.ppf(.975, len(d) - 1)*d.std(ddof=1)/len(d)**.5 if len(d) > 1 else np.nan
-    return dict(points=round(float(d.mean()), 2), low=round(float(d.mean() - half), 2), high=round(float(d.mean() + half), 2), seeds=len(d))
+    d, n = np.asarray(differences, dtype=float), len(differences)
+    half = t.ppf(.975, n - 1)*d.std(ddof=1)/n**.5 if n > 1 else np.nan
+    points, low, high = (round(float(x), 2) for x in (d.mean(), d.mean() - half, d.mean() + half))
+    return dict(points=points, low=low, high=high, seeds=n)

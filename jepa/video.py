@@ -10,18 +10,18 @@ __all__ = ['image_suffixes', 'video_suffixes', 'backends', 'VideoError', 'Video'
 # %% ../nbs/10_video.ipynb #12989eb0
 import bisect, gc, importlib.util, multiprocessing, os, re, sys, typing
 from collections import deque
-from contextlib import contextmanager
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-import numpy as np
-import torch
 
 # %% ../nbs/10_video.ipynb #83d0c50e
 import av
+import numpy as np
+import torch
+from fastcore.basics import patch
 from .core import *
-from .core import cores
 
 # %% ../nbs/10_video.ipynb #c31955be
 class VideoError(Exception):
@@ -38,12 +38,18 @@ class VideoError(Exception):
 class Video:
     "An open video: `len(v)`, `.fps`, `.width`, `.height`, `.decoder`, and `.frames(indices)`"
     decoder, still = 'none', False
-    path: Path; fps: float; width: int; height: int; length: int
+    path: Path
+    fps: float
+    width: int
+    height: int
+    length: int
     def __len__(self): return self.length
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
     def close(self): "Free what the decoder holds"
-    def __repr__(self): return f'{self.path.name}: {len(self)} frames of {self.width}x{self.height}, {self.fps:.4g} frames/s, read by {self.decoder}'
+    def __repr__(self):
+        size = f'{self.width}x{self.height}'
+        return f'{self.path.name}: {len(self)} frames of {size}, {self.fps:.4g} frames/s, read by {self.decoder}'
 
     def frames(self,
         indices # frame numbers, any order, repeats allowed
@@ -88,26 +94,38 @@ def _cut_off(stream, packets) -> bool:
     "Does the file end before what its header announces?"
     if not packets or len(packets) >= stream.frames: return False
     stamps = [p.pts for p in packets if p.pts is not None]
-    return packets[-1].is_corrupt or bool(stamps and stream.duration and max(stamps) - (stream.start_time or 0) < 0.9*stream.duration)
+    if packets[-1].is_corrupt: return True
+    return bool(stamps and stream.duration and max(stamps) - (stream.start_time or 0) < 0.9*stream.duration)
 
+def _first_frame_and_packets(path, threads):
+    "One decoded frame, all packets, and the frame rate"
+    first, packets = None, []
+    with _stream(path, threads) as (container, stream):
+        for packet in container.demux(stream):
+            if first is None: first = next(iter(packet.decode()), None)
+            if packet.size: packets.append(packet)
+        if _cut_off(stream, packets):
+            raise VideoError(path, f'cut off: {stream.frames} frames announced, {len(packets)} in the file')
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+    if first is None: raise VideoError(path, 'no frames')
+    return first, packets, fps
+
+# %% ../nbs/10_video.ipynb #ee280ae0
 class PyavVideo(Video):
-    "A video read by PyAV; frames are found by their time stamps, so an index means the same after a seek as in sequence"
+    "A video read by PyAV; frames are found by time stamps, so an index means the same after a seek as in sequence"
     decoder = 'pyav'
     def __init__(self, path, size=None, threads=0):
-        self.path, self._threads, first, packets = Path(path), threads, None, []
-        with _stream(path, threads) as (container, stream):
-            for packet in container.demux(stream):
-                if first is None: first = next(iter(packet.decode()), None)
-                if packet.size: packets.append(packet)
-            if _cut_off(stream, packets): raise VideoError(path, f'cut off: {stream.frames} frames announced, {len(packets)} in the file')
-            self.fps = float(stream.average_rate or stream.guessed_rate or 0)
-        if first is None: raise VideoError(path, 'no frames')
+        self.path, self._threads = Path(path), threads
+        first, packets, self.fps = _first_frame_and_packets(path, threads)
         *stored, self._turns = _shown_size(first)
         self.width, self.height = fit_short_side(*stored, size)
-        shown = [p for p in packets if not p.is_discard]
-        if any(p.pts is None for p in shown): self._stamps, self._keys = [f.pts for f in self._decode(None)], [] # no stamps: decode everything once
-        else: self._stamps, self._keys = sorted({p.pts for p in shown}), sorted({p.pts for p in shown if p.is_keyframe})
+        self._stamps, self._keys = self._index([p for p in packets if not p.is_discard])
         self.length = len(self._stamps)
+
+    def _index(self, packets):
+        "The stamps of all frames and of the key frames; without stamps everything is decoded once"
+        if any(p.pts is None for p in packets): return [f.pts for f in self._decode(None)], []
+        return sorted({p.pts for p in packets}), sorted({p.pts for p in packets if p.is_keyframe})
 
     def _decode(self, stamp):
         "Frames in sequence, from the key frame at `stamp`, or from the beginning"
@@ -118,38 +136,47 @@ class PyavVideo(Video):
     def _pixels(self, frame):
         "One frame as RGB, resized and turned"
         width, height = (self.height, self.width) if self._turns % 2 else (self.width, self.height)
-        return np.rot90(frame.reformat(width, height, 'rgb24', interpolation='BILINEAR').to_ndarray(), self._turns)
+        pixels = frame.reformat(width, height, 'rgb24', interpolation='BILINEAR').to_ndarray()
+        return np.rot90(pixels, self._turns)
 
-    def _run(self, indices, stamp):
-        "Decode from `stamp`; the wanted frames by stamp, or `None` if the seek did not land on the key frame"
-        wanted, found = {self._stamps[i] for i in indices}, {}
-        for n, frame in enumerate(self._decode(stamp)):
-            if n == 0 and stamp is not None and frame.pts != stamp: return None
-            if frame.pts in wanted: found[frame.pts] = self._pixels(frame)
-            if len(found) == len(wanted): break
-        return found
+# %% ../nbs/10_video.ipynb #9966c792
+@patch
+def _runs(self:PyavVideo, indices, worth=24):
+    "Cut `indices` where a seek to a key frame skips at least `worth` frames; each run with its key frame"
+    runs, at = [], 0
+    for i in indices:
+        k = bisect.bisect_right(self._keys, self._stamps[i]) - 1
+        key = bisect.bisect_left(self._stamps, self._keys[k]) if k >= 0 else 0
+        if not runs or key - at >= worth: runs.append(([], self._keys[k] if key >= worth else None))
+        runs[-1][0].append(i)
+        at = i
+    return runs
 
-    def _runs(self, indices, worth=24):
-        "Cut `indices` where a seek to a key frame skips at least `worth` frames; each run with its key frame"
-        runs, at = [], 0
-        for i in indices:
-            k = bisect.bisect_right(self._keys, self._stamps[i]) - 1
-            key = bisect.bisect_left(self._stamps, self._keys[k]) if k >= 0 else 0
-            if not runs or key - at >= worth: runs.append(([], self._keys[k] if key >= worth else None))
-            runs[-1][0].append(i)
-            at = i
-        return runs
+@patch
+def _run(self:PyavVideo, indices, stamp):
+    "Decode from `stamp`; the wanted frames by stamp, or `None` if the seek did not land on the key frame"
+    targets, pixels = {self._stamps[i] for i in indices}, {}
+    for n, frame in enumerate(self._decode(stamp)):
+        if n == 0 and stamp is not None and frame.pts != stamp: return None
+        if frame.pts in targets: pixels[frame.pts] = self._pixels(frame)
+        if len(pixels) == len(targets): break
+    return pixels
 
-    def _fetch(self, indices):
-        found = {}
-        try:
-            for run, stamp in self._runs(indices):
-                some = self._run(run, stamp)
-                found |= self._run(run, None) if some is None else some
-        except VideoError as e: raise VideoError(self.path, f'damaged between frames {indices[0]} and {indices[-1]} of {len(self)}: {e.reason}') from None
-        lost = [i for i in indices if self._stamps[i] not in found]
-        if lost: raise VideoError(self.path, f'damaged: frame {lost[0]} of {len(self)} cannot be decoded')
-        return np.stack([found[self._stamps[i]] for i in indices])
+# %% ../nbs/10_video.ipynb #c9cb55f6
+@patch
+def _fetch(self:PyavVideo, indices):
+    "The frames of all runs; a seek that failed is made good from the beginning"
+    pixels = {}
+    try:
+        for run, stamp in self._runs(indices):
+            part = self._run(run, stamp)
+            pixels |= self._run(run, None) if part is None else part
+    except VideoError as e:
+        where = f'damaged between frames {indices[0]} and {indices[-1]} of {len(self)}'
+        raise VideoError(self.path, f'{where}: {e.reason}') from None
+    lost = [i for i in indices if self._stamps[i] not in pixels]
+    if lost: raise VideoError(self.path, f'damaged: frame {lost[0]} of {len(self)} cannot be decoded')
+    return np.stack([pixels[self._stamps[i]] for i in indices])
 
 # %% ../nbs/10_video.ipynb #0fed1a51
 def _sentence(error, path) -> str:
@@ -164,6 +191,13 @@ def _decord():
     decord.logging.set_level(decord.logging.FATAL)
     return decord
 
+@contextmanager
+def _decord_errors(path):
+    "What decord complains about becomes a `VideoError`"
+    try: yield
+    except (_decord().DECORDError, RuntimeError, IndexError) as e: raise VideoError(path, _sentence(e, path)) from None
+
+# %% ../nbs/10_video.ipynb #7efb2519
 class DecordVideo(Video):
     "A video read by decord"
     decoder = 'decord'
@@ -172,20 +206,19 @@ class DecordVideo(Video):
         with _stream(path, threads) as (container, stream): first = next(container.decode(stream), None)
         if first is None: raise VideoError(path, 'no frames')
         self.width, self.height = fit_short_side(*_shown_size(first)[:2], size)
-        self._errors = (_decord().DECORDError, RuntimeError, IndexError)
-        try:
-            self._reader = _decord().VideoReader(str(path), num_threads=threads, **(dict(width=self.width, height=self.height) if size else {}))
+        resize = dict(width=self.width, height=self.height) if size else {}
+        with _decord_errors(path):
+            self._reader = _decord().VideoReader(str(path), num_threads=threads, **resize)
             self.length, self.fps = len(self._reader), float(self._reader.get_avg_fps())
-        except self._errors as e: raise VideoError(path, _sentence(e, path)) from None
         if not self.length: raise VideoError(path, 'no frames')
     def close(self): self._reader = None
     def _fetch(self, indices):
-        try: return self._reader.get_batch(indices).asnumpy()
-        except self._errors as e: raise VideoError(self.path, _sentence(e, self.path)) from None
+        with _decord_errors(self.path): return self._reader.get_batch(indices).asnumpy()
 
 # %% ../nbs/10_video.ipynb #0aa5f611
 image_suffixes = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm')
-video_suffixes = ('.mp4', '.avi', '.mkv', '.webm', '.mov', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv', '.3gp', '.ts', '.ogv', '.gif')
+video_suffixes = ('.mp4', '.avi', '.mkv', '.webm', '.mov', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv', '.3gp', '.ts',
+                  '.ogv', '.gif')
 
 class StillVideo(Video):
     "An image, as a video of one frame that may be repeated"
@@ -195,7 +228,8 @@ class StillVideo(Video):
         self.path = Path(path)
         try:
             with Image.open(path) as image: image = ImageOps.exif_transpose(image).convert('RGB')
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: raise VideoError(path, _sentence(e, path)) from None
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+            raise VideoError(path, _sentence(e, path)) from None
         self.width, self.height = fit_short_side(*image.size, size)
         self._pixels = np.asarray(image.resize((self.width, self.height), Image.Resampling.BILINEAR))
     def _fetch(self, indices): return np.stack([self._pixels]*len(indices))
@@ -207,25 +241,34 @@ def decoders(
     decoder:str='auto' # auto, decord or pyav
 )->tuple[str, ...]: # their names, the first choice first
     "The decoders to try"
-    if decoder not in ('auto', *backends): raise ValueError(f"decoder '{decoder}': {nearest(decoder, ['auto', *backends])}")
+    if decoder not in ('auto', *backends):
+        raise ValueError(f"decoder '{decoder}': {nearest(decoder, ['auto', *backends])}")
     if decoder == 'pyav': return ('pyav',)
-    there = importlib.util.find_spec('decord') is not None
-    if decoder == 'decord' and not there: raise ModuleNotFoundError("the decoder 'decord' is not installed: pip install decord (decord2 on machines other than x86-64), or use 'auto'")
-    return ('decord',) if decoder == 'decord' else ('decord', 'pyav') if there else ('pyav',)
+    installed = importlib.util.find_spec('decord') is not None
+    if decoder == 'auto': return ('decord', 'pyav') if installed else ('pyav',)
+    if installed: return ('decord',)
+    raise ModuleNotFoundError("the decoder 'decord' is not installed: pip install decord "
+                              "(decord2 on machines other than x86-64), or use 'auto'")
 
 # %% ../nbs/10_video.ipynb #8bacd42c
-def _first_that_works(path, decoder, size, threads, action):
-    "`action(video)` with the first decoder that manages it; `VideoError` with every decoder's reason otherwise"
-    path, reasons = Path(path), []
+def _check_file(path):
+    "A `VideoError` for what cannot be a video file"
     if path.is_dir(): raise VideoError(path, 'a folder, not a file')
     if not path.exists(): raise VideoError(path, 'there is no such file')
     if path.stat().st_size == 0: raise VideoError(path, 'the file is empty')
+
+def _first_that_works(path, decoder, size, threads, action):
+    "`action(video)` with the first decoder that manages it; `VideoError` with every decoder's reason otherwise"
+    path, reasons = Path(path), {}
+    _check_file(path)
     if path.suffix.lower() in image_suffixes: return action(StillVideo(path, size))
     for name in decoders(decoder):
         try: return action(backends[name](path, size, threads))
-        except VideoError as e: reasons.append((name, e.reason))
-    raise VideoError(path, reasons[0][1] if len({r for _, r in reasons}) == 1 else '; '.join(f'{name}: {reason}' for name, reason in reasons))
+        except VideoError as e: reasons[name] = e.reason
+    if len(set(reasons.values())) == 1: raise VideoError(path, next(iter(reasons.values())))
+    raise VideoError(path, '; '.join(f'{name}: {reason}' for name, reason in reasons.items()))
 
+# %% ../nbs/10_video.ipynb #85546dc8
 def open_video(
     path,                # a video or image file
     decoder:str='auto',  # auto, decord or pyav
@@ -254,6 +297,8 @@ def _context():
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=gc.freeze)
 
 # %% ../nbs/10_video.ipynb #5ecb7c4a
+def _arguments(job): return job if isinstance(job, tuple) else (job,)
+
 def _outcome(future, path, timeout):
     "The result of a job, or the `VideoError` that it became"
     from pebble import ProcessExpired
@@ -262,6 +307,29 @@ def _outcome(future, path, timeout):
     except FutureTimeout: return VideoError(path, f'given up after {timeout:g} s')
     except ProcessExpired as e: return VideoError(path, f'the decoding process died (exit code {e.exitcode})')
 
+def _here(jobs, fn):
+    "Job after job in this process"
+    for job in jobs:
+        try: yield job, fn(*_arguments(job))
+        except VideoError as e: yield job, e
+
+# %% ../nbs/10_video.ipynb #2e036879
+def _elsewhere(jobs, fn, workers, timeout):
+    "In a pool of processes; at most four jobs per process wait"
+    from pebble import ProcessPool
+    pool, waiting = ProcessPool(max_workers=workers, context=_context(), initializer=_start_worker), deque()
+    def oldest():
+        job, future = waiting.popleft()
+        return job, _outcome(future, _arguments(job)[0], timeout)
+    try:
+        for job in jobs:
+            waiting.append((job, pool.schedule(fn, args=_arguments(job), timeout=timeout)))
+            if len(waiting) >= 4*workers: yield oldest()
+        while waiting: yield oldest()
+    finally:
+        pool.stop()
+        pool.join()
+
 def decode_safely(
     jobs,               # paths, or tuples that begin with a path
     fn,                 # called as `fn(path)` or `fn(*job)`, importable; raises `VideoError` for a bad file
@@ -269,32 +337,15 @@ def decode_safely(
     timeout:float=None  # seconds for one job; `None`: as in `settings.ini`
 ): # yields (job, result or `VideoError`), in the order of `jobs`
     "Run `fn` on every job where it can be timed out and killed"
-    from pebble import ProcessPool
     timeout, workers = timeout or load_settings().timeout, decoding_workers(workers)
-    arguments = lambda job: job if isinstance(job, tuple) else (job,)
-    if workers == 0:
-        for job in jobs:
-            try: yield job, fn(*arguments(job))
-            except VideoError as e: yield job, e
-        return
-    pool, waiting = ProcessPool(max_workers=workers, context=_context(), initializer=_start_worker), deque()
-    try:
-        for job in jobs:
-            waiting.append((job, pool.schedule(fn, args=arguments(job), timeout=timeout)))
-            if len(waiting) >= 4*workers:
-                job, future = waiting.popleft()
-                yield job, _outcome(future, arguments(job)[0], timeout)
-        while waiting:
-            job, future = waiting.popleft()
-            yield job, _outcome(future, arguments(job)[0], timeout)
-    finally:
-        pool.stop()
-        pool.join()
+    yield from _elsewhere(jobs, fn, workers, timeout) if workers else _here(jobs, fn)
 
 # %% ../nbs/10_video.ipynb #46d8e0c7
 @dataclass(frozen=True)
 class ClipConfig(Config):
     "How clips are taken from a video"
+    ranges = dict(num_frames='[1, 4096]', stride='[1, 10000]', segments='[1, 1000]',
+                  size='[1, 8192]', store='[0, 8192]')
     num_frames: int = 16       # frames of a clip
     stride: int = 4            # distance between them, in frames of the file
     segments: int = 1          # clips per video, spread over its length
@@ -305,10 +356,9 @@ class ClipConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ('num_frames', 'stride', 'segments', 'size'):
-            if getattr(self, name) < 1: raise ValueError(f'ClipConfig.{name} must be at least 1, not {getattr(self, name)}')
         if self.views not in (1, 3): raise ValueError(f'ClipConfig.views must be 1 or 3, not {self.views}')
-        if self.store and self.store < self.size: raise ValueError(f'ClipConfig.store is {self.store}, smaller than the size {self.size} that the network sees')
+        if 0 != self.store < self.size:
+            raise ValueError(f'ClipConfig.store is {self.store}, smaller than the {self.size} that the network sees')
 
     @property
     def span(self) -> int: return (self.num_frames - 1)*self.stride + 1 # frames of the file from the first to the last
@@ -323,13 +373,23 @@ def clip_indices(
 )->np.ndarray: # frame numbers, int (segments, num_frames)
     "Which frames make the clips of a video"
     if length < config.span and config.short == 'refuse':
-        raise ValueError(f"{length} frames, but {config.num_frames} at stride {config.stride} need {config.span}; a smaller stride, or short='repeat', takes it")
+        raise ValueError(f"{length} frames, but {config.num_frames} at stride {config.stride} need {config.span}; "
+                         "a smaller stride, or short='repeat', takes it")
     inside = 0.5 if rng is None else torch.rand(config.segments, generator=rng, dtype=torch.float64).numpy()
     free = max(length - config.span, 0) + 1
     starts = np.floor((np.arange(config.segments) + inside)*free/config.segments).astype(int)
     return np.minimum(starts[:, None] + config.stride*np.arange(config.num_frames), length - 1)
 
 # %% ../nbs/10_video.ipynb #1d53054c
+def _clips_of(video, config, rng, segment):
+    "The clips of an open video, which is closed, and its decoder"
+    with video:
+        try: indices = clip_indices(len(video), config.replace(short='repeat') if video.still else config, rng)
+        except ValueError as e: raise VideoError(video.path, str(e)) from None
+        if segment is not None: indices = indices[segment:segment + 1]
+        shape = *indices.shape, video.height, video.width, 3
+        return video.frames(indices).reshape(shape), video.decoder
+
 def decode_clips(
     path,               # a video or image file
     config:ClipConfig,  # what a clip is
@@ -339,10 +399,5 @@ def decode_clips(
     segment:int=None    # only this one; `None`: all
 )->tuple[np.ndarray, str]: # uint8 (segments, T, H, W, 3), and the decoder that gave them
     "The clips of a file, their short side `config.short_side`"
-    def take(video):
-        with video:
-            try: indices = clip_indices(len(video), config.replace(short='repeat') if video.still else config, rng)
-            except ValueError as e: raise VideoError(path, str(e)) from None
-            if segment is not None: indices = indices[segment:segment + 1]
-            return video.frames(indices).reshape(*indices.shape, video.height, video.width, 3), video.decoder
+    def take(video): return _clips_of(video, config, rng, segment)
     return _first_that_works(path, decoder, config.short_side, threads, take)

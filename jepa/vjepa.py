@@ -28,5 +28,6 @@ def compare_configs(
     **configs # name=TrainConfig
 )->pd.DataFrame: # a row for every field in which they differ, '' where a method has no such field
     "What one method has and another does not"
-    table = pd.DataFrame({name: pd.json_normalize(c.to_dict()).iloc[0].map(str) for name, c in configs.items()}).fillna('')
+    columns = {name: pd.json_normalize(c.to_dict()).iloc[0].map(str) for name, c in configs.items()}
+    table = pd.DataFrame(columns).fillna('')
     return table[table.nunique(axis=1) > 1]

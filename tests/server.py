@@ -4,8 +4,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Site:
-    "`site[path] = bytes`; `site.breaks` answers break off after `site.after` bytes; `site.ranges=False` ignores Range; `site.asked` lists (path, Range)"
-    def __init__(self): self.files, self.asked, self.breaks, self.after, self.ranges, self.tags, self.announce, self.statuses = {}, [], 0, 1000, True, True, 0, []
+    """`site[path] = bytes`; `site.breaks` answers break off after `site.after` bytes;
+    `site.ranges=False` ignores Range; `site.asked` lists (path, Range)"""
+    def __init__(self):
+        self.files, self.asked, self.statuses = {}, [], []
+        self.breaks, self.after, self.announce = 0, 1000, 0
+        self.ranges, self.tags = True, True
     def __setitem__(self, path, content): self.files['/' + path] = content
 
 

@@ -25,9 +25,11 @@ def test_every_class_moves_and_is_reproducible(name):
 
 def test_a_clip_depends_on_its_name_alone():
     clip = render('blink', 'val', 7, TINY)[0]
-    assert np.array_equal(clip, render('blink', 'val', 7, TINY.replace(classes=('blink',), train=0, val=99, fps=30))[0])
-    for other in (render('blink', 'val', 8, TINY), render('blink', 'train', 7, TINY), render('fade', 'val', 7, TINY), render('blink', 'val', 7, TINY.replace(seed=1))):
-        assert not np.array_equal(clip, other[0])
+    same_pixels = TINY.replace(classes=('blink',), train=0, val=99, fps=30)
+    assert np.array_equal(clip, render('blink', 'val', 7, same_pixels)[0])
+    others = [('blink', 'val', 8, TINY), ('blink', 'train', 7, TINY), ('fade', 'val', 7, TINY),
+              ('blink', 'val', 7, TINY.replace(seed=1))]
+    for other in others: assert not np.array_equal(clip, render(*other)[0])
 
 def test_the_number_of_threads_does_not_matter():
     import torch
@@ -50,7 +52,8 @@ def test_files_decode_to_the_same_pixels_with_one_process_or_two(tmp_path):
     one, two = make(TINY, tmp_path/'one'), make(TINY, tmp_path/'two', workers=2)
     assert one.read_text() == two.read_text()
     assert clips(one).keys() == clips(two).keys()
-    for path in clips(one): assert np.array_equal(actions._decode(clips(one)[path]), actions._decode(clips(two)[path]))
+    others = clips(two)
+    for path, file in clips(one).items(): assert np.array_equal(actions._decode(file), actions._decode(others[path]))
     assert json.loads((one.parent/'card.json').read_text()) == json.loads((two.parent/'card.json').read_text())
 
 def test_manifest(tmp_path):
@@ -60,14 +63,17 @@ def test_manifest(tmp_path):
     assert list(table.columns) == ['path', 'label', 'class_name', 'split', 'group', 'digit', 'background']
     assert sorted(table.path) == sorted(clips(manifest))
     assert (table.class_name == [TINY.names[i] for i in table.label]).all()
-    assert table.groupby(['split', 'class_name']).size().to_dict() == {(s, c): n for s, n in (('train', 2), ('val', 1)) for c in TINY.names}
+    counts = {(split, name): n for split, n in (('train', 2), ('val', 1)) for name in TINY.names}
+    assert table.groupby(['split', 'class_name']).size().to_dict() == counts
     assert actions._decode(manifest.parent/table.path[0]).shape == (8, 32, 32, 3)
 
 def test_splits_share_nothing():
     config = ActionsConfig()
-    used = {split: [scene_of(name, split, i, config) for name in ACTIONS for i in range(10)] for split in ('train', 'val')}
-    samples = {split: {i for s in scenes for i in s.digits} for split, scenes in used.items()}
-    halves = {split: {(s.background, s.half) for s in scenes} for split, scenes in used.items()}
+    def scenes(split): return [scene_of(name, split, i, config) for name in ACTIONS for i in range(10)]
+    samples, halves = {}, {}
+    for split in ('train', 'val'):
+        samples[split] = {i for s in scenes(split) for i in s.digits}
+        halves[split] = {(s.background, s.half) for s in scenes(split)}
     assert not samples['train'] & samples['val'] and not halves['train'] & halves['val']
     assert samples['train'] <= set(DIGITS['train']) and samples['val'] <= set(DIGITS['val'])
     for name in actions.BACKGROUNDS:
@@ -81,8 +87,9 @@ def test_a_growing_folder_keeps_its_files(tmp_path):
     after = clips(second)
     assert first.exists() and second.parent == first.parent and second != first
     assert len(after) == 12
-    for p, (time, content) in before.items(): assert (after[p].stat().st_mtime_ns, after[p].read_bytes()) == (time, content)
-    assert set(json.loads((first.parent/'card.json').read_text())['manifests']) == {m.stem.removeprefix('manifest-') for m in (first, second)}
+    for p, content in before.items(): assert (after[p].stat().st_mtime_ns, after[p].read_bytes()) == content
+    card = json.loads((first.parent/'card.json').read_text())
+    assert set(card['manifests']) == {m.stem.removeprefix('manifest-') for m in (first, second)}
 
 def test_what_exists_is_not_made_again(tmp_path, monkeypatch):
     manifest = make(TINY, tmp_path)
@@ -105,18 +112,25 @@ def test_an_interrupted_write_leaves_nothing_half_done(tmp_path, monkeypatch):
         done += 1
         if done < 3: return frames, info
         class Stops(np.ndarray):
-            def __iter__(self): yield np.asarray(self[0]); raise KeyboardInterrupt('the machine stops here')
+            def __iter__(self):
+                yield np.asarray(self[0])
+                raise KeyboardInterrupt('the machine stops here')
         return frames.view(Stops), info
     monkeypatch.setattr(actions, 'render', interrupted)
     with pytest.raises(KeyboardInterrupt): make(TINY, tmp_path)
     monkeypatch.undo()
     files = [p for p in tmp_path.rglob('*') if p.is_file()]
-    assert len(files) == 2 and all(p.suffix == '.mp4' and len(actions._decode(p)) == 8 for p in files) # no manifest, no remains
+    assert len(files) == 2 # no manifest, no remains
+    assert all(p.suffix == '.mp4' and len(actions._decode(p)) == 8 for p in files)
     assert len(pd.read_csv(make(TINY, tmp_path))) == 6
 
 @pytest.mark.parametrize('wrong, message', [
-    (dict(classes=('groww',)), "did you mean 'grow'"), (dict(classes=('grow', 'grow')), 'twice'), (dict(size=33), 'even'),
-    (dict(train=-1), 'ActionsConfig.train'), (dict(num_frames=1), 'ActionsConfig.num_frames'), (dict(level='medium'), 'ActionsConfig.level')])
+    (dict(classes=('groww',)), "did you mean 'grow'"),
+    (dict(classes=('grow', 'grow')), 'twice'),
+    (dict(size=33), 'even'),
+    (dict(train=-1), 'ActionsConfig.train'),
+    (dict(num_frames=1), 'ActionsConfig.num_frames'),
+    (dict(level='medium'), 'ActionsConfig.level')])
 def test_mistakes_name_themselves(wrong, message):
     with pytest.raises(ValueError, match=message): ActionsConfig(**wrong)
 
@@ -134,7 +148,9 @@ def test_a_frame_has_two_uniform_actors(name):
     "Kolmogorov-Smirnov; 32 classes x 13 values, so the bound is far below 1/416"
     from scipy.stats import kstest
     scenes = [scene_of(name, 'train', i, TINY.replace(num_frames=32)) for i in range(200)]
-    for at in (17,):
-        values = np.stack([np.concatenate([s.place[:, at].ravel(), s.size[:, at], s.angle[:, at], s.fade[:, at], s.cover[:, at], s.zoom[at:at+1]]) for s in scenes])
-        assert values.shape[1] == 13
-        assert min(kstest(column, 'uniform').pvalue for column in values.T) > 1e-5
+    def values_at(s, t):
+        pairs = [v[:, t] for v in (s.size, s.angle, s.fade, s.cover)]
+        return np.concatenate([s.place[:, t].ravel(), *pairs, s.zoom[t:t+1]])
+    values = np.stack([values_at(s, 17) for s in scenes])
+    assert values.shape[1] == 13
+    assert min(kstest(column, 'uniform').pvalue for column in values.T) > 1e-5

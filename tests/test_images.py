@@ -11,6 +11,7 @@ from jepa.actions import DIGITS
 from jepa.core import *
 from jepa.data import *
 from jepa.encoder import SIZES, Encoder, EncoderConfig
+from jepa.images import *
 from jepa.nano import *
 from jepa.probe import *
 from jepa.report import published
@@ -53,8 +54,10 @@ def test_folders_are_read_like_the_manifest(place):
 def test_mistakes_name_the_dataset(place, tmp_path):
     root = trees.imagenet(tmp_path/'imagenet', ['n01440764', 'n01443537'], 2, 1)
     with pytest.raises(ValueError, match='imagenet has 2 classes, 10 are needed'): table1_data(str(root))
-    with pytest.raises(ValueError, match='first 2 classes have 4 images in train, 5 were asked for'): table1_data(str(root), 5, classes=2)
-    with pytest.raises(KeyError, match='train has no split .train.; none of its files has one'): table1_data(str(root/'train'), classes=2)
+    with pytest.raises(ValueError, match='first 2 classes have 4 images in train, 5 were asked for'):
+        table1_data(str(root), 5, classes=2)
+    with pytest.raises(KeyError, match='train has no split .train.; none of its files has one'):
+        table1_data(str(root/'train'), classes=2)
 
 @pytest.fixture(scope='module')
 def encoder():
@@ -74,7 +77,8 @@ def test_pixels_pass_through_the_same_probe(place):
     assert x.tokens.shape == (100, 1, 1, 3*16*16) and (x.labels == train.table.label).all()
     good = fit_probe(ProbeConfig(kind='logistic'), x).evaluate(y)
     shuffled = Features(x.tokens, np.random.default_rng(0).permutation(x.labels), x.classes)
-    assert good.interval[0] > .5 and fit_probe(ProbeConfig(kind='logistic'), shuffled).evaluate(y).interval[0] < .1 < good.accuracy
+    assert good.interval[0] > .5
+    assert fit_probe(ProbeConfig(kind='logistic'), shuffled).evaluate(y).interval[0] < .1 < good.accuracy
 
 def test_a_device_for_a_while(place):
     before = load_settings(), os.environ['JEPA_SETTINGS']

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 import jepa.infer
 from jepa.checkpoint import load_checkpoint
 from jepa.core import seeded
-from jepa.data import Augment, Clips, Manifest
+from jepa.data import Augment, Clips, Manifest, class_names
 from jepa.encoder import Encoder, encoder_config
 from jepa.ensemble import RULES, Ensemble, save_ensemble
 from jepa.infer import *

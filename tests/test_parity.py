@@ -1,4 +1,6 @@
-"""Reference numbers of every published layout, to 1e-5 of the largest value; V-JEPA 1 through the functions that training itself uses, too"""
+"""Reference numbers of every published layout, to 1e-5 of the largest value
+
+V-JEPA 1 also goes through the functions that training itself uses."""
 from pathlib import Path
 
 import pytest
@@ -29,8 +31,9 @@ def close(ours, stored):
 
 def build(golden, state):
     m = golden['model']
-    encoder = EncoderConfig(num_frames=m['num_frames'], height=m['img_size'], width=m['img_size'], **{k: m[k] for k in
-        ('patch_size', 'tubelet_size', 'embed_dim', 'depth', 'num_heads', 'mlp_ratio', 'uniform_power', 'norm_eps')})
+    same = ('patch_size', 'tubelet_size', 'embed_dim', 'depth', 'num_heads', 'mlp_ratio', 'uniform_power', 'norm_eps')
+    encoder = EncoderConfig(num_frames=m['num_frames'], height=m['img_size'], width=m['img_size'],
+                            **{name: m[name] for name in same})
     predictor = PredictorConfig(embed_dim=m['pred_embed_dim'], depth=m['pred_depth'], num_heads=m['pred_num_heads'])
     h = golden['hyper']
     jepa = Jepa(encoder, predictor, h['loss_exp'], h['reg_coeff'])
@@ -41,13 +44,15 @@ def build(golden, state):
 
 def plan(golden):
     h = golden['hyper']
-    return Plan(h['start_lr'], h['ref_lr'], h['final_lr'], h['warmup_steps'], h['T_max'], h['wd'], h['final_wd'], tuple(h['ema']))
+    names = ('start_lr', 'ref_lr', 'final_lr', 'warmup_steps', 'T_max', 'wd', 'final_wd', 'ema')
+    return Plan(*(h[name] for name in names))
 
 
 def run_step(golden, jepa, optimizer, k):
     step = golden['steps'][k]
     masks = [MaskPair(c.long(), t.long()) for c, t in zip(step['masks_enc'], step['masks_pred'])]
-    return train_step(jepa, optimizer, golden['clips'][k].float(), masks, plan(golden).at(k), golden['hyper']['clip_grad'])
+    clip, values = golden['clips'][k].float(), plan(golden).at(k)
+    return train_step(jepa, optimizer, clip, masks, values, golden['hyper']['clip_grad'])
 
 
 @pytest.fixture(scope='module')
@@ -60,12 +65,15 @@ def test_position_table(golden):
     from jepa.encoder import sincos_3d
     m = golden['model']
     stored = strip_prefix(golden['checkpoint']['encoder'])['pos_embed']
-    close(sincos_3d(m['embed_dim'], build(golden, golden['checkpoint'])[0].encoder.config.grid, m['uniform_power']), stored)
+    grid = build(golden, golden['checkpoint'])[0].encoder.config.grid
+    close(sincos_3d(m['embed_dim'], grid, m['uniform_power']), stored)
 
 
 def test_schedules(golden):
     values = [plan(golden).at(k) for k in range(12)]
-    for ours, name in [('lr', 'lr'), ('weight_decay', 'wd'), ('momentum', 'momentum')]: close(torch.tensor([getattr(v, ours) for v in values], dtype=torch.float64), torch.tensor(golden['schedule'][name], dtype=torch.float64))
+    for ours, name in [('lr', 'lr'), ('weight_decay', 'wd'), ('momentum', 'momentum')]:
+        numbers = torch.tensor([getattr(v, ours) for v in values], dtype=torch.float64)
+        close(numbers, torch.tensor(golden['schedule'][name], dtype=torch.float64))
 
 
 def test_first_forward(golden, trained):
@@ -114,7 +122,8 @@ def load(tmp_path, state, **hints):
 
 @torch.no_grad()
 def test_vjepa1_through_the_loader(golden, tmp_path):
-    stored, clip, masks = golden['steps'][0], golden['clips'][0].float(), list(zip(golden['steps'][0]['masks_enc'], golden['steps'][0]['masks_pred']))
+    stored, clip = golden['steps'][0], golden['clips'][0].float()
+    masks = list(zip(stored['masks_enc'], stored['masks_pred']))
     close(normalise_features(load(tmp_path, golden['checkpoint']).encoder(clip)), stored['target'])
     online = load_checkpoint(tmp_path/'checkpoint.pt', 'encoder')
     for i, (seen, hidden) in enumerate(masks):
@@ -127,9 +136,11 @@ def test_vjepa2(tmp_path):
     g = torch.load(GOLDEN/'vjepa2.pt', weights_only=True)
     loaded = load(tmp_path, g['checkpoint'])
     close(loaded.encoder(g['clip'].float()), g['features'])
-    close(load_checkpoint(tmp_path/'checkpoint.pt', 'encoder').encoder(g['clip'].float(), g['masks_enc']), g['context'])
+    online = load_checkpoint(tmp_path/'checkpoint.pt', 'encoder')
+    close(online.encoder(g['clip'].float(), g['masks_enc']), g['context'])
     close(loaded.predictor(g['context'], g['masks_enc'], g['masks_pred'], g['mask_index']), g['prediction'])
-    close(loaded.encoder(torch.randn(1, 3, 4, 64, 48, generator=torch.Generator().manual_seed(1))), g['resized_features'])
+    clip = torch.randn(1, 3, 4, 64, 48, generator=torch.Generator().manual_seed(1))
+    close(loaded.encoder(clip), g['resized_features'])
     torch.save(g['probe'], tmp_path/'probe.pt')
     probe = load_probe(tmp_path/'probe.pt', loaded.encoder.config)
     assert len(probe.model.pooler.blocks) == g['probe']['depth'] - 1 == 3
@@ -147,8 +158,10 @@ def test_vjepa2_1(tmp_path):
     close(loaded.encoder(clip, g['masks_enc']), g['context'])
     close(loaded.encoder(g['image'].float()), g['image_features'])
     close(loaded.encoder(g['other_clip'].float()), g['other_features'])
-    prediction, context_prediction = loaded.predictor(g['context'], g['masks_enc'], g['masks_pred'], g['mask_index'], with_context=True)
-    close(prediction, g['prediction']); close(context_prediction, g['context_prediction'])
+    masks = g['masks_enc'], g['masks_pred'], g['mask_index']
+    prediction, context_prediction = loaded.predictor(g['context'], *masks, with_context=True)
+    close(prediction, g['prediction'])
+    close(context_prediction, g['context_prediction'])
 
 
 @torch.no_grad()
@@ -156,7 +169,8 @@ def test_pico_encoder_and_classifier(tmp_path):
     g = torch.load(GOLDEN/'pico2025.pt', weights_only=True)
     close(load(tmp_path, g['encoder'], num_heads=4).encoder(g['clip'].float()), g['features'])
     torch.save(g['classifier'], tmp_path/'classifier.pt')
-    encoder, probe = load_checkpoint(tmp_path/'classifier.pt', num_heads=4).encoder, load_probe(tmp_path/'classifier.pt')
+    encoder = load_checkpoint(tmp_path/'classifier.pt', num_heads=4).encoder
+    probe = load_probe(tmp_path/'classifier.pt')
     assert probe.layout == 'pico' and probe.num_classes == 4
     close(probe.model(encoder(g['clip'].float())), g['logits'])
 

@@ -55,8 +55,10 @@ def test_a_control_without_parameter_names_the_nearest(shown):
     assert not shown
 
 
-@pytest.mark.parametrize('figure, change', [(mask_explorer, dict(ratio=0.4)), (mask_explorer, dict(aspect=4.)), (mask_explorer, dict(blocks=2)), (schedule_explorer, dict(warmup_epochs=8)),
-                                            (similarity_explorer, dict(h=1)), (similarity_explorer, dict(features='pixels')), (vote_explorer, dict(shared=1.))])
+@pytest.mark.parametrize('figure, change', [
+    (mask_explorer, dict(ratio=0.4)), (mask_explorer, dict(aspect=4.)), (mask_explorer, dict(blocks=2)),
+    (schedule_explorer, dict(warmup_epochs=8)), (similarity_explorer, dict(h=1)),
+    (similarity_explorer, dict(features='pixels')), (vote_explorer, dict(shared=1.))])
 def test_a_knob_changes_the_figure(figure, change):
     before, again, after = (pixels(figure(**values)) for values in ({}, {}, change))
     assert np.array_equal(before, again)

@@ -34,7 +34,8 @@ def kinetics(root, counts, split_folders=True):
     for k, (name, splits) in enumerate(counts.items()):
         one = video(Path(root)/'.made'/f'{k}.mp4', k)
         for s, (split, n) in enumerate(splits.items()):
-            for i in range(n): put(one, Path(root)/split/name/f'{youtube_id(k, 1000*s + i)}_{10*i:06d}_{10*i + 10:06d}.mp4')
+            for i in range(n):
+                put(one, Path(root)/split/name/f'{youtube_id(k, 1000*s + i)}_{10*i:06d}_{10*i + 10:06d}.mp4')
     return Path(root)
 
 
@@ -46,7 +47,9 @@ def ssv2(root, templates, train, val):
         for split, count in (('train', train), ('validation', val)):
             for _ in range(count):
                 put(one, Path(root)/'20bn-something-something-v2'/f'{n}.webm')
-                rows[split].append(dict(id=str(n), label=template.replace('[something]', 'a cup'), template=template, placeholders=['a cup'])); n += 1
+                rows[split].append(dict(id=str(n), label=template.replace('[something]', 'a cup'), template=template,
+                    placeholders=['a cup']))
+                n += 1
     texts = dict(rows, labels={t.replace('[', '').replace(']', ''): str(i) for i, t in enumerate(templates)})
     (Path(root)/'labels').mkdir()
     for name, content in texts.items(): (Path(root)/'labels'/f'{name}.json').write_text(json.dumps(content))

@@ -12,6 +12,8 @@ COURSE = {
     'begin': {
         '00_core': 'How do mistakes name themselves, and why does a number need an interval?',
         '01_papers': 'What do the papers print, and how do our numbers stand beside theirs?',
+        '02_identity': 'Which code is a result made from?',
+        '03_saved': 'How are values kept without pickle?',
     },
     'video': {
         '10_video': 'How does a file become frames, and what if it is damaged?',
@@ -45,7 +47,8 @@ COURSE = {
         '44_many': 'When do several small models beat a large one?',
     },
     'reports': {
-        '50_report': 'What makes a result trustworthy?',
+        '49_freshness': 'Would a stored result come out the same today?',
+        '50_report': 'How is a report made, and what does it leave?',
         '51_cli': 'What can be done from the command line?',
     },
     'words': {
