@@ -107,6 +107,7 @@ def videos(self:VoteTrial) -> dict[str, Manifest]:
 def about(self:VoteTrial, videos:dict) -> dict[str, list]: # name -> hash, and what else a report says of the data
     "Where the videos come from"
     return {name: [m.hash, dict(videos=len(m), classes=m.classes, dataset=self.source)] for name, m in videos.items()}
+
 def slim(e):
     "An evaluation, or a dictionary of them, that keeps the answers and not their probabilities"
     if isinstance(e, dict): return {name: slim(one) for name, one in e.items()}
