@@ -64,8 +64,9 @@ def _serve(connection, file):
 
 
 def _send(connection, message):
+    "Noticed where an answer is read: a member that is gone (OSError), a connection closed meanwhile (TypeError)"
     try: connection.send_bytes(message)
-    except OSError: pass # the member is gone: noticed where its answer is read
+    except (OSError, TypeError): pass
 
 
 class Fleet:

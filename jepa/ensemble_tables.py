@@ -4,36 +4,40 @@
 
 # %% auto #0
 __all__ = ['PARTS_ENSEMBLE', 'KINDS_ENSEMBLE', 'RULE_NAMES', 'PAPERS', 'DIVERSITY', 'EQUAL', 'against', 'best_by_right',
-           'head_kinds', 'stacking_ensembles', 'member_evaluations', 'vote_evaluations', 'chosen_members',
-           'stronger_generals', 'as_published', 'rules_table', 'draw_rules', 'single_models', 'tie_share',
-           'rule_quality', 'differences', 'rivals_table', 'verdict_counts', 'stacking_fields', 'disjoint',
-           'refuses_its_own_clips', 'within_bounds', 'encoders_read', 'encoder_variants', 'ensemble_plans',
-           'planned_ensembles', 'differing_ensembles', 'encode_all', 'weights_of', 'encoders_table', 'members_table',
-           'votes_table', 'single_differences', 'controls_table', 'soft_votes', 'draw_votes', 'draw_gains',
-           'draw_differing', 'diversity_fields', 'control_fields', 'mixed_fields', 'OneProcess', 'pixels_of',
-           'message_sizes', 'draw_sizes', 'measure', 'fleet_answer', 'resident_memory', 'stream_with_a_kill',
-           'latency_table', 'draw_latency', 'equal_table', 'device_table', 'can_export', 'member_files',
-           'onnx_difference', 'subset_evaluations', 'missing_table', 'draw_missing', 'draw_stream',
-           'draw_missing_members', 'edge_fields']
+           'VoteTrial', 'slim', 'head_kinds', 'stacking_ensembles', 'member_evaluations', 'vote_evaluations',
+           'chosen_members', 'stronger_generals', 'as_published', 'rules_table', 'draw_rules', 'single_models',
+           'tie_share', 'rule_quality', 'differences', 'rivals_table', 'verdict_counts', 'stacking_fields', 'disjoint',
+           'refuses_its_own_clips', 'within_bounds', 'encoders_read', 'stacking_results', 'encoder_variants',
+           'ensemble_plans', 'planned_ensembles', 'differing_ensembles', 'encode_all', 'weights_of', 'encoders_table',
+           'members_table', 'votes_table', 'single_differences', 'controls_table', 'soft_votes', 'draw_votes',
+           'draw_gains', 'draw_differing', 'diversity_fields', 'control_fields', 'mixed_fields', 'DifferingTrial',
+           'differing_results', 'OneProcess', 'pixels_of', 'message_sizes', 'draw_sizes', 'measure', 'fleet_answer',
+           'resident_memory', 'stream_with_a_kill', 'latency_table', 'draw_latency', 'equal_table', 'device_table',
+           'can_export', 'member_files', 'onnx_difference', 'subset_evaluations', 'missing_table', 'draw_missing',
+           'draw_stream', 'draw_missing_members', 'edge_fields', 'EdgeTrial', 'measure_ways', 'edge_results']
 
-# %% ../nbs/47_ensemble_tables.ipynb #a5e1f93b
+# %% ../nbs/47_ensemble_tables.ipynb #6f4a8472
+import tempfile
 import time
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 
-# %% ../nbs/47_ensemble_tables.ipynb #c541f8a2
+# %% ../nbs/47_ensemble_tables.ipynb #701ed4ed
 import numpy as np
 import pandas as pd
 import psutil
 import torch
 import matplotlib.pyplot as plt
+from fastcore.basics import patch
 from .core import *
 from .papers import *
 from .video import *
 from .data import *
 from .masks import *
 from .encoder import *
+from .train import *
 from .probe import *
 from .ensemble import *
 from .infer import *
@@ -51,6 +55,64 @@ def against(
 def best_by_right(evaluations:dict) -> str: # name -> `Evaluation`
     "Name of the model with most right answers; of equals the first"
     return max(evaluations, key=lambda name: evaluations[name].right)
+
+# %% ../nbs/47_ensemble_tables.ipynb #49806b7f
+@dataclass(frozen=True)
+class VoteTrial(Config):
+    "What the reports on ensembles ask of pico-JEPA's videos, encoder and probes"
+    dataset: str = ''         # manifest, list or folder; by default the embedded one
+    shrink: int = 12          # divides the paper's numbers of training videos
+    val_shrink: int = 1       # divides those of validation videos
+    video_pixels: int = 64    # of the embedded dataset's files
+    level: str = 'easy'       # of the embedded dataset
+    test: int = 0             # further videos per class, to judge on
+    num_frames: int = 8
+    stride: int = 4
+    pixels: int = 48          # height and width that the encoder sees
+    patch_size: int = 8
+    form: str = 'described'
+    epochs: int = 4
+    batch_size: int = 10
+    monitor_clips: int = 64
+    pooling: str = 'change'   # what the heads see
+    probe_lr: float = 3e-3
+    probe_epochs: int = 40
+    seed: int = 0
+
+    @property
+    def source(self) -> str:
+        "The dataset in words"
+        return self.dataset or f'Actions, embedded, {self.level}'
+
+# %% ../nbs/47_ensemble_tables.ipynb #afbce276
+@patch(as_prop=True)
+def pico(self:VoteTrial) -> PicoConfig:
+    "How the encoder is pretrained"
+    return pico_config(self.form, self.num_frames, self.stride, self.pixels, self.patch_size, self.epochs,
+                       self.batch_size, seed=self.seed, monitor_clips=self.monitor_clips)
+
+@patch(as_prop=True)
+def probe_config(self:VoteTrial) -> ProbeConfig:
+    "How General is trained"
+    return ProbeConfig(kind='linear', epochs=self.probe_epochs, lr=self.probe_lr, batch_size=self.batch_size,
+                       seed=self.seed)
+
+@patch
+def videos(self:VoteTrial) -> dict[str, Manifest]:
+    "Pretraining, train, val, and test if asked for"
+    return pico_videos(self.shrink, self.val_shrink, self.dataset, self.video_pixels, self.level, test=self.test,
+                       seed=self.seed, progress=False)
+
+@patch
+def about(self:VoteTrial, videos:dict) -> dict[str, list]: # name -> hash, and what else a report says of the data
+    "Where the videos come from"
+    return {name: [m.hash, dict(videos=len(m), classes=m.classes, dataset=self.source)] for name, m in videos.items()}
+
+def slim(e):
+    "An evaluation, or a dictionary of them, that keeps the answers and not their probabilities"
+    if isinstance(e, dict): return {name: slim(one) for name, one in e.items()}
+    answers = np.eye(len(e.classes), dtype=np.uint8)[e.predicted]
+    return Evaluation(answers, np.asarray(e.labels, np.int16), e.classes)
 
 # %% ../nbs/47_ensemble_tables.ipynb #e09865ed
 def head_kinds(
@@ -174,20 +236,21 @@ def single_models(
         rows.append(_any_right_row(es, name))
     return pd.DataFrame(rows)
 
-# %% ../nbs/47_ensemble_tables.ipynb #f338f7b8
-def tie_share(e:Ensemble, x) -> float: # in %
-    "Clips on which the largest number of votes is shared"
-    return 100*ties(vote_counts(e.table(x), len(e.classes))).mean()
+# %% ../nbs/47_ensemble_tables.ipynb #3d8e8797
+def tie_share(evaluations:dict) -> float: # in %
+    "Clips on which the largest number of the members' votes is shared"
+    table = np.concatenate([e.probabilities for e in evaluations.values()], axis=1)
+    return 100*ties(vote_counts(table, len(next(iter(evaluations.values())).classes))).mean()
 
 def rule_quality(
-    ensembles:dict, members:dict, votes:dict, # as above
-    x # of the clips that are judged
+    members:dict, # from `member_evaluations`
+    votes:dict    # from `vote_evaluations`
 )->pd.DataFrame: # a row per measure, a column per ensemble
     "Mean disagreement and Q of two members, ties, and Brier score and ECE by rule"
     columns = {}
-    for name, e in ensembles.items():
-        pairs = diversity(members[name])
-        column = dict(disagreement=100*pairs.disagreement.mean(), q=pairs.q.mean(), ties=tie_share(e, x))
+    for name, es in members.items():
+        pairs = diversity(es)
+        column = dict(disagreement=100*pairs.disagreement.mean(), q=pairs.q.mean(), ties=tie_share(es))
         column |= {f'Brier, {rule}': brier(votes[name, rule]) for rule in RULES}
         columns[name] = column | {f'ECE, {rule}': ece(votes[name, rule]) for rule in RULES}
     return pd.DataFrame(columns).rename_axis('measure')
@@ -233,7 +296,7 @@ def stacking_fields(
                 accuracy=best.accuracy, general=general.accuracy, verdict=best.verdict, alone=alone.verdict,
                 untrained=best.untrained, general_untrained=general.untrained, rivals='; '.join(rivals))
 
-# %% ../nbs/47_ensemble_tables.ipynb #09fafea9
+# %% ../nbs/47_ensemble_tables.ipynb #ee9466ae
 def disjoint(
     videos:dict, # name -> `Manifest`
     names=('train', 'val', 'test')
@@ -255,9 +318,27 @@ def within_bounds(votes:dict, members:dict) -> bool: # as above
     hard = {family: e for (family, rule), e in votes.items() if rule == 'hard'}
     return all(e.right <= any_right(members[family].values())[0] for family, e in hard.items())
 
-def encoders_read(ensembles:dict) -> set:
+def encoders_read(encoder_of:dict) -> set: # ensemble -> member -> encoder
     "Names of all encoders whose features a member reads"
-    return set().union(*(e.encoder_of.values() for e in ensembles.values()))
+    return set().union(*(encoders.values() for encoders in encoder_of.values()))
+
+# %% ../nbs/47_ensemble_tables.ipynb #9d1e44bd
+def stacking_results(trial:VoteTrial) -> dict:
+    "Everything that `beyond_stacking` computes, to be kept"
+    videos, config = trial.videos(), trial.pico
+    run = pretrain(config, videos['pretraining'], progress=False)
+    def judge(encoder):
+        x = pico_features(encoder, videos, config.clip, trial.pooling, ('train', 'val', 'test'), progress=False)
+        general, ensembles = stacking_ensembles(x, trial.probe_config, config.encoder.num_heads)
+        return x, ensembles, general.evaluate(x['test']), vote_evaluations(ensembles, x['test'])
+    x, ensembles, single, votes = judge(run.model().target_encoder)
+    _, _, single_untrained, untrained = judge(run.untrained().encoder)
+    return dict(data=trial.about(videos), single=slim(single), votes=votes,
+        members=slim(member_evaluations(ensembles, x['test'])), chosen=chosen_members(ensembles, x['val']),
+        rivals=slim(stronger_generals(x, trial.probe_config)), untrained=slim(untrained),
+        single_untrained=slim(single_untrained), disjoint=disjoint(videos),
+        refused=refuses_its_own_clips(ensembles[PARTS_ENSEMBLE], x['val']),
+        sizes={name: len(m) for name, m in videos.items()})
 
 # %% ../nbs/47_ensemble_tables.ipynb #42f510b3
 PAPERS = "paper's" # name of the paper's encoder
@@ -345,38 +426,38 @@ def encoders_table(
                          parameters=sum(p.numel() for p in e.parameters()), tokens=x[name].tokens.shape[2]))
     return pd.DataFrame(rows)
 
-# %% ../nbs/47_ensemble_tables.ipynb #9fa81bc8
+# %% ../nbs/47_ensemble_tables.ipynb #944e08df
 def members_table(
-    singles:dict,   # name -> `Evaluation`
-    members:dict,   # from `member_evaluations`
-    ensembles:dict,
-    weights:dict    # encoder -> where its weights come from
+    singles:dict,    # name -> `Evaluation`
+    members:dict,    # from `member_evaluations`
+    encoder_of:dict, # ensemble -> member -> encoder
+    weights:dict     # encoder -> where its weights come from
 )->pd.DataFrame:
     "Every single model and member, with the weights that it reads"
     rows = [dict(ensemble='', member=name, weights=weights[PAPERS], **e.row()) for name, e in singles.items()]
     for family, es in members.items():
-        of = ensembles[family].encoder_of
-        rows += [dict(ensemble=family, member=m, weights=weights[of[m]], **e.row()) for m, e in es.items()]
+        weight = {m: weights[encoder_of[family][m]] for m in es}
+        rows += [dict(ensemble=family, member=m, weights=weight[m], **e.row()) for m, e in es.items()]
     return pd.DataFrame(rows)
 
-# %% ../nbs/47_ensemble_tables.ipynb #691e0a55
+# %% ../nbs/47_ensemble_tables.ipynb #f2d23ca5
 DIVERSITY = ['encodings', 'disagreement', 'Q', 'ties', 'ECE', 'Brier'] # columns for a table of their own
 
 def votes_table(
-    votes:dict, members:dict, ensembles:dict, # as above
-    chosen:dict, # from `chosen_members`
-    x            # of the clips that are judged
+    votes:dict, members:dict, # as above
+    encoder_of:dict, # ensemble -> member -> encoder
+    chosen:dict      # from `chosen_members`
 )->pd.DataFrame:
     "Every vote with its members' mean and best, the bound, diversity and calibration"
     rows = []
     for (family, rule), e in votes.items():
-        es, pairs, encoder_of = members[family], diversity(members[family]), ensembles[family].encoder_of
+        es, pairs, encoders = members[family], diversity(members[family]), set(encoder_of[family].values())
         right, n = any_right(es.values())
-        row = dict(ensemble=family, rule=rule, **e.row(), encodings=len(set(encoder_of.values())))
+        row = dict(ensemble=family, rule=rule, **e.row(), encodings=len(encoders))
         row |= dict(mean_member=100*np.mean([m.accuracy for m in es.values()]),
                     best_member=100*es[chosen[family]].accuracy, any_right=100*right/n)
         row |= dict(disagreement=100*pairs.disagreement.mean(), Q=pairs.q.mean(), ECE=ece(e), Brier=brier(e),
-                    ties=tie_share(ensembles[family], x) if rule == 'hard' else np.nan)
+                    ties=tie_share(es) if rule == 'hard' else np.nan)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -496,6 +577,47 @@ def mixed_fields(
                 untrained=untrained[f'{best.ensemble}, soft'], general_untrained=untrained['General'],
                 general=controls.set_index('model').pretrained['General'])
 
+# %% ../nbs/47_ensemble_tables.ipynb #fe8ca6a1
+@dataclass(frozen=True)
+class DifferingTrial(VoteTrial):
+    "What `beyond_heterogeneous` asks on top"
+    variants: dict = field(default_factory=dict) # three further encoders: name -> width, depth, patch size
+    backbone: str = 'resnet10t' # of timm
+    backbone_pixels: int = 48   # frames are scaled to this; 0: what the backbone was made for
+    pretrained: bool = False    # the backbone's published weights
+
+@patch
+def encoders(self:DifferingTrial, videos:dict) -> tuple[dict, dict]: # trained; untrained: by name
+    "The paper's encoder, its variants, and the image backbone, which is the same in both"
+    image = ImageConfig(self.backbone, num_frames=self.num_frames, height=self.pixels, width=self.pixels,
+                        pixels=self.backbone_pixels, pretrained=self.pretrained, seed=self.seed,
+                        tokens='change' if self.pooling == 'change' else 'frames')
+    image = {self.backbone: ImageEncoder(image)}
+    configs = encoder_variants(self.pico, self.variants)
+    runs = {name: pretrain(c, videos['pretraining'], progress=False) for name, c in configs.items()}
+    trained = {name: run.model().target_encoder for name, run in runs.items()}
+    return trained | image, {name: run.untrained().encoder for name, run in runs.items()} | image
+
+# %% ../nbs/47_ensemble_tables.ipynb #7d1d829b
+def differing_results(trial:DifferingTrial) -> dict:
+    "Everything that `beyond_heterogeneous` computes, to be kept"
+    videos, probe = trial.videos(), trial.probe_config
+    trained, untrained = trial.encoders(videos)
+    x, u = (encode_all(e, videos, trial.pico.clip, trial.pooling) for e in (trained, untrained))
+    num_heads = {name: e.config.num_heads for name, e in untrained.items()}
+    plans = ensemble_plans(probe, trial.variants, trial.backbone)
+    general, ensembles = differing_ensembles(plans, x['train'], num_heads, probe)
+    general_u, ensembles_u = differing_ensembles(plans, u['train'], num_heads, probe)
+    longer = fit_probe(probe.replace(epochs=4*probe.epochs), x['train'][PAPERS], progress=False)
+    return dict(data=trial.about(videos), encoders=encoders_table(trained, x['val']), val=len(videos['val']),
+        weights={name: weights_of(e) for name, e in trained.items()},
+        encoder_of={family: e.encoder_of for family, e in ensembles.items()},
+        single=general.evaluate(x['test'][PAPERS]), longer=slim(longer.evaluate(x['test'][PAPERS])),
+        single_untrained=slim(general_u.evaluate(u['test'][PAPERS])),
+        members=slim(member_evaluations(ensembles, x['test'])), chosen=chosen_members(ensembles, x['val']),
+        votes=vote_evaluations(ensembles, x['test'], ('hard', 'soft')),
+        untrained=slim(vote_evaluations(ensembles_u, u['test'], ('soft',))))
+
 # %% ../nbs/47_ensemble_tables.ipynb #b9f09a48
 class OneProcess:
     "An ensemble whose members share one encoder, in this process"
@@ -587,31 +709,29 @@ def stream_with_a_kill(
         rows.append(dict(video=k, members=len(answers), right=right))
     return pd.DataFrame(rows)
 
-# %% ../nbs/47_ensemble_tables.ipynb #161b02f7
+# %% ../nbs/47_ensemble_tables.ipynb #4723b3d2
 def latency_table(
-    ways:dict,      # way -> seconds and probabilities, from `measure`
-    one:OneProcess,
-    frames,         # uint8 (T, H, W, 3) of one clip
-    bytes_back:int  # of one member's answer
+    seconds:dict, # way -> (n,), from `measure`
+    sent:dict,    # bytes of messages: features, pixels, back
+    members:int=4
 )->pd.DataFrame:
     "Messages and milliseconds of every way from pixels to the vote"
-    rows, shared = [], {'one process': 0, 'features to four heads': len(pack(0, one.encode(frames)))}
-    for way, (seconds, _) in ways.items():
-        p5, median, p95 = 1e3*np.percentile(seconds, [5, 50, 95])
-        rows.append(dict(way=way, encodings=1 if way in shared else len(one.heads),
-                         bytes_to_each=shared.get(way, len(pack(0, frames))),
-                         bytes_back=0 if way == 'one process' else int(bytes_back),
-                         median_ms=median, p5_ms=p5, p95_ms=p95, n=len(seconds)))
+    rows, shared = [], {'one process': 0, 'features to four heads': sent['features']}
+    for way, times in seconds.items():
+        p5, median, p95 = 1e3*np.percentile(times, [5, 50, 95])
+        rows.append(dict(way=way, encodings=1 if way in shared else members,
+                         bytes_to_each=shared.get(way, sent['pixels']),
+                         bytes_back=0 if way == 'one process' else sent['back'],
+                         median_ms=median, p5_ms=p5, p95_ms=p95, n=len(times)))
     return pd.DataFrame(rows)
 
-def draw_latency(ways:dict) -> plt.Figure: # as in `latency_table`
+def draw_latency(seconds:dict) -> plt.Figure: # as in `latency_table`
     "Milliseconds per video: median, quartiles, and whiskers from 5 % to 95 %"
     fig, ax = plt.subplots(figsize=(7, 2.3))
-    milliseconds = [1e3*seconds for seconds, _ in ways.values()]
-    ax.boxplot(milliseconds, orientation='horizontal', whis=(5, 95), showfliers=False, tick_labels=list(ways))
+    times = [1e3*np.asarray(t) for t in seconds.values()]
+    ax.boxplot(times, orientation='horizontal', whis=(5, 95), showfliers=False, tick_labels=list(seconds))
     ax.invert_yaxis()
-    title = f'From pixels to the vote, {len(milliseconds[0])} videos'
-    ax.set(xlabel='milliseconds per video', xlim=(0, None), title=title)
+    ax.set(xlabel='milliseconds per video', xlim=(0, None), title=f'From pixels to the vote, {len(times[0])} videos')
     return fig
 
 # %% ../nbs/47_ensemble_tables.ipynb #163cbcba
@@ -731,7 +851,7 @@ def draw_stream(
     ax.set(xlabel='video of the stream', ylim=(0, 5), yticks=range(5), title='A process is killed')
     ax.legend(fontsize=6.5, loc='center left')
 
-# %% ../nbs/47_ensemble_tables.ipynb #f0bae9de
+# %% ../nbs/47_ensemble_tables.ipynb #ecc569ac
 def draw_missing_members(
     missing:pd.DataFrame, whole:Evaluation, general:Evaluation, # as in `draw_missing`
     stream:pd.DataFrame, gone:str # as in `draw_stream`
@@ -742,7 +862,6 @@ def draw_missing_members(
     draw_stream(right, stream, gone)
     return fig
 
-# %% ../nbs/47_ensemble_tables.ipynb #680e3fcc
 def edge_fields(
     latency:pd.DataFrame, # from `latency_table`
     missing:pd.DataFrame, # from `missing_table`
@@ -758,3 +877,64 @@ def edge_fields(
                 pixels_bytes=int(sent['pixels to four members, torch']), smaller=len(missing) - 1,
                 differ=differ or 'none', whole=missing.accuracy.iloc[0], least=one_out.min(), most=one_out.max(),
                 after=len(after), went_on=bool((after.members == stream.members.iloc[0] - 1).all()))
+
+# %% ../nbs/47_ensemble_tables.ipynb #9ba4759d
+@dataclass(frozen=True)
+class EdgeTrial(VoteTrial):
+    "What `beyond_edge` asks on top"
+    timed: int = 60 # videos whose latency is measured
+
+def measure_ways(
+    files:dict,  # from `member_files`
+    one:OneProcess, frames:dict, # number of a video -> uint8 (T, H, W, 3)
+    labels, gone:str # as in `stream_with_a_kill`
+)->dict: # ways (seconds and probabilities), MiB by kind, stream, bytes of messages
+    "Every way from pixels to the vote, and a stream during which a process is killed"
+    pixels, ensemble = next(iter(frames.values())), one.ensemble
+    ways = {'one process': measure(one, ensemble, frames)}
+    with Fleet(files['torch']) as fleet:
+        ways['features to four heads'] = measure(fleet_answer(fleet, one.encode), ensemble, frames)
+        ways['pixels to four members, torch'] = measure(fleet_answer(fleet), ensemble, frames)
+        resident, back = {'torch': resident_memory(fleet)}, int(fleet.received/fleet.asked/len(files['torch']))
+        stream = stream_with_a_kill(fleet, one, frames, labels, gone)
+    if 'ONNX' in files:
+        with Fleet(files['ONNX']) as fleet:
+            ways['pixels to four members, ONNX'] = measure(fleet_answer(fleet), ensemble, frames)
+            resident['ONNX'] = resident_memory(fleet)
+    sent = dict(features=len(pack(0, one.encode(pixels))), pixels=len(pack(0, pixels)), back=back)
+    return dict(ways=ways, resident=resident, stream=stream, sent=sent)
+
+# %% ../nbs/47_ensemble_tables.ipynb #3f741770
+def _timed(one:OneProcess, clips, labels, trial:EdgeTrial) -> dict:
+    "What is measured in processes: latency, equality, memory, and ONNX beside PyTorch"
+    order = np.random.default_rng(trial.seed).permutation(len(clips))[:trial.timed]
+    frames, gone = {int(i): pixels_of(clips[int(i)]['clip']) for i in order}, list(one.heads)[1]
+    with tempfile.TemporaryDirectory() as folder:
+        files = member_files(one.ensemble, folder, onnx=can_export())
+        timed, exact = measure_ways(files, one, frames, labels, gone), np.nan
+        batch = torch.stack([clips[int(i)]['clip'] for i in order[:16]])
+        if 'ONNX' in files: exact = onnx_difference(files['ONNX'], one, batch)
+        device = device_table(files, one, timed['resident'])
+    return dict(seconds={way: seconds for way, (seconds, _) in timed['ways'].items()}, exact=exact, device=device,
+        equal=equal_table(timed['ways'], one.ensemble), gone=gone, compared=len(batch), onnx='ONNX' in files,
+        **{name: timed[name] for name in ('resident', 'stream', 'sent')})
+
+# %% ../nbs/47_ensemble_tables.ipynb #df84453e
+def edge_results(trial:EdgeTrial) -> dict:
+    "Everything that `beyond_edge` computes, to be kept"
+    videos, config = trial.videos(), trial.pico
+    run = pretrain(config, videos['pretraining'], progress=False)
+    x = pico_features(run.model().target_encoder, videos, config.clip, trial.pooling, progress=False)
+    general, partial = pico_heads(x['train'], trial.probe_config)
+    encoder = run.model().target_encoder
+    encoder = ChangeOverTime(encoder) if trial.pooling == 'change' else encoder
+    one = OneProcess(Ensemble(partial.members, 'hard', encoders={'encoder': encoder}))
+    clips = videos['val'].clips(config.clip, Augment(train=False), progress=False)
+    sizes = np.array([(videos['val'].root/p).stat().st_size for p in clips.manifest.table.path])
+    first, classes = pixels_of(clips[0]['clip']), len(videos['val'].classes)
+    untrained, _ = pico_table2(run.untrained().encoder, videos, config.clip, trial.pooling, trial.probe_config)
+    return dict(data=trial.about(videos), threads=torch.get_num_threads(), cores=psutil.cpu_count(),
+        sizes=message_sizes(first, config.encoder.grid, config.encoder.embed_dim, classes, sizes),
+        file_spread=np.percentile(sizes, [5, 95]), untrained=slim(untrained['Majority vote']),
+        subsets=slim(subset_evaluations(one.ensemble, x['val'])), general=slim(general.evaluate(x['val'])),
+        **_timed(one, clips, x['val'].labels, trial))
