@@ -188,7 +188,7 @@ def pretraining_facts(
         std_before=first.feature_std, std=last.feature_std, rankme_before=first.rankme, rankme=last.rankme,
         alive=bool(last.feature_std > 0.1*first.feature_std and last.rankme > 2),
         beaten=' and '.join(beaten[True]) or 'no trivial answer', unbeaten=' or '.join(beaten[False]) or 'no other',
-        steps=len(steps), skipped=int((~steps.finite).sum()), step_seconds=steps.seconds.median())
+        steps=len(steps), skipped=int((~steps.finite).sum()), step_seconds=run.seconds.median())
 
 def neighbour_difference(votes:dict)->pd.DataFrame: # compared, then `paired_difference`
     "The trained network's votes against the untrained one's"

@@ -35,6 +35,7 @@ from .core import *
 from .papers import *
 from .saved import *
 from .freshness import *
+from ._page import small_png
 
 # %% ../nbs/50_report.ipynb #91d5c122
 def _processor():
@@ -147,6 +148,7 @@ def figure(self:Report,
     fig, caption = fig if isinstance(fig, plt.Figure) else fig.figure, ' '.join(caption.split())
     path = self._file(name, '.png', caption, 'figures')
     fig.savefig(path, bbox_inches='tight')
+    path.write_bytes(small_png(path.read_bytes()))
     plt.close(fig)
     display(Image(data=path.read_bytes(), alt=html.escape(caption)), Markdown(f'*{html.escape(caption)}*'))
 
