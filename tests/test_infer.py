@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 import jepa.infer
 from jepa.checkpoint import load_checkpoint
 from jepa.core import seeded
-from jepa.data import Augment, Clips, Manifest, class_names
+from jepa.data import Augment, Clips, Manifest, class_names, content_key
 from jepa.encoder import Encoder, encoder_config
 from jepa.ensemble import RULES, Ensemble, save_ensemble
 from jepa.infer import *
@@ -382,7 +382,7 @@ def test_a_video_replaced_under_its_name_is_answered_again(folder, classifier, t
     key = content_key(tmp_path/'b.mp4')
     (tmp_path/'b.mp4').write_bytes(touched[:len(touched)//2] + bytes([touched[len(touched)//2] ^ 1]) + touched[len(touched)//2 + 1:])
     os.utime(tmp_path/'b.mp4', ns=(1, 1))
-    assert content_key(tmp_path/'b.mp4') != key and content_key(tmp_path/'nothing.mp4') == ''
+    assert content_key(tmp_path/'b.mp4') != key and content_key(tmp_path/'nothing.mp4') is None
 
 
 def flip(file, at):
@@ -434,7 +434,8 @@ def test_one_bad_file_does_not_end_the_run(folder, classifier, tmp_path, monkeyp
         if Path(path).name == 'x.mp4': b'\xe9'.decode() # as a title in Latin-1 does
         return decode_clips(path, *job, **options)
     monkeypatch.setattr(jepa.infer, 'decode_clips', decode)
-    results = infer(classifier, video_files(tmp_path), tmp_path/'r.csv', **how)
+    videos = Manifest(pd.DataFrame([dict(path=n, label=-1) for n in (odd.name, 'x.mp4', 'y.mp4')]), tmp_path)
+    results = infer(classifier, videos, tmp_path/'r.csv', **how)
     reasons = results.skipped.set_index('path').reason
     assert 'UnicodeDecodeError' in reasons['x.mp4'] and 'y.mp4' in results.table.path.tolist()
     assert {*results.table.path, *reasons.index} == {odd.name, 'x.mp4', 'y.mp4'} # answered or listed
@@ -462,3 +463,9 @@ def test_write_errors_name_the_path_and_the_remedy(tmp_path):
     results.out = tmp_path/'file'/'r.csv'
     with pytest.raises(OSError, match='name a place'): results.write(True)
     results.close()
+
+
+@pytest.mark.parametrize('name, value', [('segments', 0), ('segments', 10**6), ('stride', -1), ('batch_size', 0), ('top', 0), ('workers', -1), ('views', 2)])
+def test_numbers_out_of_their_range_are_named(name, value, folder, classifier, tmp_path):
+    with pytest.raises(ValueError, match=f'{name} must .*not {value}'): infer(classifier, video_files(folder), tmp_path/'r.csv', **{**how, name: value})
+    assert not list(tmp_path.iterdir())
