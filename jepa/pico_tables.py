@@ -132,7 +132,7 @@ def instances_fields(
 )->dict: # of the finding and the note
     "What the members add to one model, in percent of its weights"
     unlabelled = classes.dropna().eval('pretraining_videos - train_videos').sum()
-    return dict(encoder=encoder_weights, head=head_weights, unlabelled=int(unlabelled),
+    return dict(millions=encoder_weights/1e6, head=head_weights, unlabelled=int(unlabelled),
                 added=100*members*head_weights/(encoder_weights + head_weights),
                 **published_sums(classes, models))
 
