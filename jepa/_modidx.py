@@ -1384,6 +1384,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'jepa.video._check_file': ('video.html#_check_file', 'jepa/video.py'),
                             'jepa.video._clips_of': ('video.html#_clips_of', 'jepa/video.py'),
                             'jepa.video._context': ('video.html#_context', 'jepa/video.py'),
+                            'jepa.video._count_report': ('video.html#_count_report', 'jepa/video.py'),
                             'jepa.video._cut_off': ('video.html#_cut_off', 'jepa/video.py'),
                             'jepa.video._decord': ('video.html#_decord', 'jepa/video.py'),
                             'jepa.video._decord_errors': ('video.html#_decord_errors', 'jepa/video.py'),

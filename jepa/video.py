@@ -8,7 +8,7 @@ __all__ = ['image_suffixes', 'video_suffixes', 'backends', 'printable', 'VideoEr
            'decoding_workers', 'decode_safely', 'ClipConfig', 'clip_indices', 'decode_clips']
 
 # %% ../nbs/10_video.ipynb #12989eb0
-import bisect, gc, importlib.util, multiprocessing, os, re, sys, typing
+import atexit, bisect, ctypes, gc, importlib.util, multiprocessing, os, re, sys, typing
 from collections import deque
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
@@ -249,11 +249,23 @@ def _sentence(error, path) -> str:
     text = re.sub(r'\[[\d:]+\] \S+?:\d+: ', '', str(error)).split('Stack trace')[0]
     return ' '.join(text.replace(str(path), Path(path).name).split())[:160] or type(error).__name__
 
+_reports = [0] # errors that the FFmpeg in decord has logged
+_log_callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+@_log_callback
+def _count_report(_source, level, _format, _arguments):
+    if level <= 16: _reports[0] += 1 # AV_LOG_ERROR or worse
+
 @lru_cache
 def _decord():
-    "The decord module, silenced"
+    "The decord module: silenced, its error reports counted where its FFmpeg is found"
     import decord
     decord.logging.set_level(decord.logging.FATAL)
+    folder = Path(decord.__file__).parent
+    for library in [*folder.parent.glob('decord*.libs/*avutil*'), *folder.rglob('*avutil*')][:1]:
+        log = ctypes.CDLL(str(library))
+        log.av_log_set_callback(_count_report)
+        atexit.register(log.av_log_set_callback, log.av_log_default_callback) # Python is gone before FFmpeg is
     return decord
 
 @contextmanager
@@ -270,7 +282,7 @@ class DecordVideo(Video):
     "A video read by decord; `OtherFrames` if its count or order would not be that of plain decoding"
     decoder = 'decord'
     def __init__(self, path, size=None, threads=0):
-        self.path, index = Path(path), frame_index(path, threads)
+        self.path, self._options, index = Path(path), (size, threads), frame_index(path, threads)
         if printable(path) != str(path): raise OtherFrames(path, 'decord opens names in UTF-8 only')
         if index.not_for_decord: raise OtherFrames(path, index.not_for_decord)
         self.width, self.height = fit_short_side(index.width, index.height, size)
@@ -281,8 +293,13 @@ class DecordVideo(Video):
         if self.length != len(index.stamps):
             raise OtherFrames(path, f'{len(index.stamps)} frames in the file, {self.length} by decord')
     def close(self): self._reader = None
+
     def _fetch(self, indices):
-        with _decord_errors(self.path): return self._reader.get_batch(indices).asnumpy()
+        before = _reports[0]
+        with _decord_errors(self.path): pixels = self._reader.get_batch(indices).asnumpy()
+        if _reports[0] == before: return pixels
+        self.decoder = 'pyav'
+        with PyavVideo(self.path, *self._options) as second_opinion: return second_opinion._fetch(indices)
 
 # %% ../nbs/10_video.ipynb #0aa5f611
 image_suffixes = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm')

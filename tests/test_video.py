@@ -360,7 +360,7 @@ def test_ranges_hold_for_every_number_of_a_field_and_are_inherited():
 
 @needs_decord
 def test_damage_that_decord_paints_over_is_an_error(tmp_path):
-    "Of files damaged at random places, decord and PyAV give the same frames, or the file is refused"
+    "A file damaged at a random place gives its frames, or is refused"
     import random
     whole, outcomes = write_as(tmp_path/'whole.mp4', g='30', bf='2').read_bytes(), []
     for seed in range(24):
@@ -368,8 +368,8 @@ def test_damage_that_decord_paints_over_is_an_error(tmp_path):
         at, n = rng.randrange(len(data)//10, len(data) - 40), rng.choice([1, 4, 40])
         data[at:at + n] = rng.randbytes(n)
         path.write_bytes(data)
-        try: frames = {d: open_video(path, d).frames(range(0, 60, 3)).astype(int) for d in ('decord', 'pyav')}
+        try: frames = open_video(path, 'decord').frames(range(0, 60, 3)).astype(int)
         except VideoError: outcomes.append('refused')
-        else: outcomes.append('same' if abs(frames['decord'] - frames['pyav']).mean((1, 2, 3)).max() < 1 else 'other')
+        else: outcomes.append('whole' if abs(frames - moving()[::3]).mean((1, 2, 3)).max() < 8 else 'other')
     assert outcomes.count('refused') >= 12
-    assert outcomes.count('other') <= 1 # neither FFmpeg reports every damage; unchecked it would be 8 of 24
+    assert outcomes.count('other') <= 2 # no FFmpeg reports every damage; without its log 10 of 24 were other frames
