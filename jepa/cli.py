@@ -72,7 +72,7 @@ def pairs(what:str):
     return option(list[str], f'{what}; may be repeated.', '--set', metavar='NAME=VALUE')
 
 Tier = option(str, 'quick, standard or paper; the tier of settings.ini by default.')
-Layout = option(str, 'How the videos lie: list, csv, tree, ssv2, plain or file; found out by default.')
+Layout = option(str, 'How the videos lie: list, csv, tree, outer, ssv2, plain or file; found out by default.')
 Seed = option(int, 'Seed of everything random; 0 by default.', min=0)
 Hints = pairs('A field of the encoder that its file cannot tell, such as num_heads=3')
 
@@ -723,10 +723,12 @@ def data_index(
     durations: option(str, 'Headers to read for length and readability: sample (200 files), all or none.') = 'sample',
     layout: Layout = 'auto',
     official_split: option(int, 'Of UCF101 and HMDB51: 1, 2 or 3; 1 by default.', min=1, max=3) = None,
+    headers_only: option(bool, 'Read headers; by default a first frame is decoded, too.', '--headers-only') = False,
 ):
     "Look at every file and write a manifest of the usable ones; a second run opens only what is new or has changed."
     from jepa.datasets import index_dataset
-    index = index_dataset(root, out, layout, official_split, durations, progress=sys.stderr.isatty())
+    more = dict(headers_only=True) if headers_only else {}
+    index = index_dataset(root, out, layout, official_split, durations, progress=sys.stderr.isatty(), **more)
     kind = index.kind if index.kind != 'unknown' else 'No dataset known by its names'
     say(f'{kind}: {index.manifest}\n{index.table().to_string(float_format="{:.4g}".format)}')
     changes = ', '.join(f'{n} {what}' for what, n in index.changes.items())
