@@ -57,7 +57,7 @@ def _write_shard(manifest, rows, file):
 # %% ../nbs/15_shards.ipynb #113089d1
 def _unreadable(manifest, out, workers, progress):
     "Files whose first or last frame cannot be decoded; listed in `skipped.csv`"
-    file, ends = out/'skipped.csv', ClipConfig(num_frames=2, stride=10**4, size=32)
+    file, ends = out/'skipped.csv', ClipConfig(num_frames=2, stride=10**6, size=32)
     if not file.exists():
         jobs = [(str(manifest.root/path), ends) for path in manifest.table.path.unique()]
         results = decode_safely(jobs, decode_clips, workers)
