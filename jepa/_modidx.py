@@ -1230,7 +1230,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'jepa.report.render_reports': ('report.html#render_reports', 'jepa/report.py'),
                              'jepa.report.report_states': ('report.html#report_states', 'jepa/report.py'),
                              'jepa.report.run_reports': ('report.html#run_reports', 'jepa/report.py'),
-                             'jepa.report.span': ('report.html#span', 'jepa/report.py'),
                              'jepa.report.stored_canary': ('report.html#stored_canary', 'jepa/report.py')},
             'jepa.saved': { 'jepa.saved._as_pair': ('saved.html#_as_pair', 'jepa/saved.py'),
                             'jepa.saved._frame': ('saved.html#_frame', 'jepa/saved.py'),
