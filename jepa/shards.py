@@ -26,6 +26,7 @@ from .core import *
 from .video import *
 from .data import *
 from ._download import download
+from ._lock import locked
 from ._layouts import video_suffixes
 
 # %% ../nbs/15_shards.ipynb #b49cb3d9
@@ -279,7 +280,7 @@ def _open(self:ShardClips, shard):
     file = self.manifest.root/shard
     _refuse_special(file)
     if not self._source: return open(file, 'rb')
-    with locked(file.with_name('.fetching')):
+    with locked(file.with_name('.fetching'), f'fetches {shard}'):
         if not file.exists():
             _make_room(file.parent, self._rows, self._source['keep'] - 1)
             download(f"{self._source['url']}/{shard}", file, progress=False, limit=self._limit(shard))
