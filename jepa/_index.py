@@ -19,6 +19,13 @@ def span(seconds):
     return f'{seconds/60:.1f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
 
 
+def on_runs(records):
+    "What pretraining runs took that results stand on: ', on 2 runs that took 21.0 min'; '' where none is recorded"
+    seconds = {r['name']: r['seconds'] for p in records for r in p.get('runs', []) if 'seconds' in r}
+    runs = 'a run' if len(seconds) == 1 else f'{len(seconds)} runs'
+    return f', on {runs} that took {span(sum(seconds.values()))}' if seconds else ''
+
+
 # --- pages of notebooks ----------------------------------------------------------------------------------------
 
 TEMPLATE = """{% extends 'basic/index.html.j2' %}
@@ -148,7 +155,7 @@ def links_html(r, folder):
     if p and budget:
         seconds, plan = p.get('run_seconds', p['seconds']), 60*budget.minutes
         over = ', over its budget' if seconds > plan else ''
-        links.append(f'<span>{span(seconds)} of {span(plan)} planned{over}</span>')
+        links.append(f'<span>{span(seconds)} of {span(plan)} planned{over}{esc(on_runs([p]))}</span>')
     return f'<div class="links">{"".join(links)}</div>' if links else ''
 
 
@@ -175,7 +182,7 @@ def facts_html(tier, states):
              'Reports': ', '.join(f'{n} {word}' for word, n in counts.items() if n),
              'Machine': '; '.join(sorted(machines)) or 'none yet',
              'Made': max((p['started'][:10] for p in made), default='–'),
-             'Times, summed': span(sum(p.get('run_seconds', p['seconds']) for p in made))}
+             'Times, summed': span(sum(p.get('run_seconds', p['seconds']) for p in made)) + on_runs(made)}
     items = ''.join(f'<div><dt>{k}</dt><dd>{esc(v)}</dd></div>' for k, v in facts.items())
     return f'<dl class="facts">{items}</dl>'
 

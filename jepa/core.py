@@ -214,6 +214,10 @@ def repo_root(
     beside = Path(__file__).resolve().parents[1] if '__file__' in globals() else start
     return beside if (beside/'settings.ini').exists() else start
 
+def _path_from(folder, text) -> Path:
+    "A path as written in a file of `folder`"
+    return (folder/Path(text).expanduser()).resolve()
+
 # %% ../nbs/00_core.ipynb #000ca1dc
 def _number(text):
     "'4' -> 4, '0.5' -> 0.5, anything else unchanged"
@@ -221,10 +225,6 @@ def _number(text):
         try: return kind(text)
         except ValueError: pass
     return text
-
-def _path_from(folder, text) -> Path:
-    "A path as written in a file of `folder`"
-    return (folder/Path(text).expanduser()).resolve()
 
 def _read_ini(path) -> configparser.ConfigParser:
     "The sections of a file"

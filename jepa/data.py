@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'MANY', 'END', 'layouts', 'readers', 'imagenet_mean', 'imagenet_std', 'Manifest', 'content_key',
-           'read_manifest', 'class_names', 'Augment', 'fixed_crop', 'normalise', 'denormalise', 'ClipCache', 'locked',
+           'read_manifest', 'class_names', 'Augment', 'fixed_crop', 'normalise', 'denormalise', 'ClipCache',
            'refuse_too_many_skipped', 'build_cache', 'Clips', 'loader', 'columns', 'group_of', 'media_files',
            'split_names', 'split_of']
 
@@ -37,6 +37,7 @@ from ._layouts import (group_of, kinetics_lists, media_files, official_splits, r
 from ._lists import LARGEST_LABEL, columns, path_names, read_csv, read_lines, read_list, too_large
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
+from ._lock import locked
 
 # %% ../nbs/13_data.ipynb #97848163
 class Manifest:
@@ -382,17 +383,6 @@ class ClipCache:
         megabytes = len(self._data)/1e6
         return f'ClipCache: {len(self)} files ({by or "none"}), {len(self.skipped)} skipped, {megabytes:.1f} MB'
 
-# %% ../nbs/13_data.ipynb #d700557c
-@contextlib.contextmanager
-def locked(path):
-    "One process at a time (where the system has file locks)"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'w') as lock:
-        if sys.platform != 'win32':
-            import fcntl
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
 # %% ../nbs/13_data.ipynb #e911b78c
 _row_names = ['path', 'offset', 'segments', 'T', 'H', 'W', 'decoder', 'crc']
 
@@ -507,7 +497,7 @@ def build_cache(
     meta = dict(files=manifest.files_key, sampling=sampling, decoders=decoders(decoder), version=2)
     final = Path(folder or settings.cache/'clips')/short_hash(meta)
     partial, lock = (final.with_name(f'{final.name}.{end}') for end in ('partial', 'lock'))
-    with locked(lock):
+    with locked(lock, f'fills {final}'):
         _remove_if_damaged(final)
         if not final.exists():
             rows, skipped = _fill(partial, manifest, clip, decoder, workers, timeout, progress)

@@ -26,6 +26,7 @@ from .core import *
 from .video import *
 from .data import *
 from ._download import download
+from ._lock import locked
 from ._layouts import video_suffixes
 
 # %% ../nbs/15_shards.ipynb #b49cb3d9
@@ -57,7 +58,7 @@ def _write_shard(manifest, rows, file):
 # %% ../nbs/15_shards.ipynb #113089d1
 def _unreadable(manifest, out, workers, progress):
     "Files whose first or last frame cannot be decoded; listed in `skipped.csv`"
-    file, ends = out/'skipped.csv', ClipConfig(num_frames=2, stride=10**4, size=32)
+    file, ends = out/'skipped.csv', ClipConfig(num_frames=2, stride=10**6, size=32)
     if not file.exists():
         jobs = [(str(manifest.root/path), ends) for path in manifest.table.path.unique()]
         results = decode_safely(jobs, decode_clips, workers)
@@ -279,7 +280,7 @@ def _open(self:ShardClips, shard):
     file = self.manifest.root/shard
     _refuse_special(file)
     if not self._source: return open(file, 'rb')
-    with locked(file.with_name('.fetching')):
+    with locked(file.with_name('.fetching'), f'fetches {shard}'):
         if not file.exists():
             _make_room(file.parent, self._rows, self._source['keep'] - 1)
             download(f"{self._source['url']}/{shard}", file, progress=False, limit=self._limit(shard))

@@ -493,7 +493,7 @@ def decode_safely(
 @dataclass(frozen=True)
 class ClipConfig(Config):
     "How clips are taken from a video"
-    ranges = dict(num_frames='[1, 4096]', stride='[1, 10000]', segments='[1, 1000]',
+    ranges = dict(num_frames='[1, 4096]', stride='[1, 1000000]', segments='[1, 1000]',
                   size='[1, 8192]', store='[0, 8192]')
     num_frames: int = 16       # frames of a clip
     stride: int = 4            # distance between them, in frames of the file

@@ -128,12 +128,11 @@ def findings() -> Markdown:
 
 def hours() -> Markdown:
     "How long all results of the standard tier took, with the runs behind them"
-    from jepa.report import report_states, span
+    from jepa._index import on_runs, span
+    from jepa.report import report_states
     records = [s.provenance for s in report_states('standard') if s.provenance]
-    runs = {r['name']: r.get('seconds', 0) for record in records for r in record.get('runs', [])}
-    seconds = sum(r.get('run_seconds', r['seconds']) for r in records) + sum(runs.values())
-    return Markdown(f'The {len(records)} results of the standard tier took {span(seconds)} of computing in all, '
-                    'with the runs behind them where these are recorded.')
+    seconds = span(sum(r.get('run_seconds', r['seconds']) for r in records))
+    return Markdown(f'The {len(records)} results of the standard tier took {seconds}{on_runs(records)}.')
 
 
 def tables() -> dict: # the cell's call -> its Markdown
