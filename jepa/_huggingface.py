@@ -125,7 +125,7 @@ def config_from_huggingface(c:dict|None) -> dict:
         raise ValueError(f"the folder holds a model of type '{c.get('model_type')}', not 'vjepa2'")
     if c.get('hidden_act', 'gelu') != 'gelu':
         raise ValueError(f"config.json says hidden_act='{c['hidden_act']}'; only 'gelu' is known here")
-    fields = lambda table: {ours: c[theirs] for ours, theirs in table.items() if theirs in c}
+    def fields(table): return {ours: c[theirs] for ours, theirs in table.items() if theirs in c}
     return dict(encoder=dict(fields(_encoder_fields), positions='rope'), predictor=fields(_predictor_fields))
 
 

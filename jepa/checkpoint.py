@@ -183,7 +183,8 @@ def take_apart(
 def _take_nested(content, nested) -> Stored:
     "A training file: a dictionary for each part"
     config = content['config'] if isinstance(content.get('config'), dict) else {}
-    rename = lambda state: {'mask_tokens.0' if n == 'mask_token' else n: t for n, t in strip_prefix(state).items()}
+    def rename(state):
+        return {'mask_tokens.0' if n == 'mask_token' else n: t for n, t in strip_prefix(state).items()}
     parts = {part: rename(state) for part, state in nested.items()}
     more = {k: v for k, v in content.items() if isinstance(v, (int, float, str))}
     return Stored('jepa' if config else _layout(nested[next(iter(nested))], parts), parts, config, more)
@@ -235,7 +236,7 @@ def clip_of(
     N, D = table.shape[1:]
     grids = [Grid(t, s, s) for t in range(1, N + 1) if N % t == 0 and (s := math.isqrt(N//t))**2*t == N]
     if tubelet_size == 1: grids = grids[:1] # an image model
-    clip = lambda g: dict(num_frames=g.T*tubelet_size, height=g.H*patch_size, width=g.W*patch_size)
+    def clip(g): return dict(num_frames=g.T*tubelet_size, height=g.H*patch_size, width=g.W*patch_size)
     for grid in grids:
         for uniform in (True, False):
             last = sincos_3d(D, grid, uniform, ids=torch.tensor([N - 1]))[0, 0]
@@ -359,7 +360,7 @@ def _fitting(target, tensors, report, part) -> dict:
 # %% ../nbs/25_checkpoint.ipynb #179eb13f
 def _fate(tensor, like) -> tuple[str, str]: # a list of `LoadReport`; what is said behind the name
     "What becomes of a stored tensor in the place of `like`"
-    squeezed = lambda t: [n for n in t.shape if n != 1]
+    def squeezed(t): return [n for n in t.shape if n != 1]
     if tensor is None: return 'missing', ''
     if tensor.shape == like.shape: return 'matched', ''
     if squeezed(tensor) == squeezed(like): return 'reshaped', ''
@@ -368,7 +369,7 @@ def _fate(tensor, like) -> tuple[str, str]: # a list of `LoadReport`; what is sa
 def refuse_partial(report:LoadReport, path, partial:bool=False):
     "Raise where a load would be partial"
     if report.complete or partial: return
-    examples = lambda names: f' ({_first(names)})' if names else ''
+    def examples(names): return f' ({_first(names)})' if names else ''
     raise ValueError(f'{path} does not fit: {len(report.missing)} tensors missing{examples(report.missing)}, '
                      f'{len(report.unexpected)} unexpected{examples(report.unexpected)}; partial=True loads what fits')
 
@@ -537,7 +538,7 @@ def _save_vjepa(path, encoder, predictor, e, p, more):
         e = {**e, 'pos_embed': torch.zeros(1, c.grid.tokens, c.embed_dim)}
     _same_again(c, encoder_config_of(e, c.positions == 'rope'), ('uniform_power',) if c.positions != 'sincos' else ())
     if predictor is not None: _same_predictor_again(predictor, p, c)
-    nested = lambda state: {f'module.backbone.{n}': t for n, t in state.items()}
+    def nested(state): return {f'module.backbone.{n}': t for n, t in state.items()}
     parts = dict(ema_encoder=nested(e)) if c.levels else dict(encoder=nested(e), target_encoder=nested(e))
     if p: parts['predictor'] = nested(p)
     with writing(path) as temporary: torch.save({**parts, **more}, temporary)
@@ -592,7 +593,7 @@ def inspect_checkpoint(
 )->str:
     "What a checkpoint holds: layout, parts, sizes, and the configuration that the tensors imply"
     stored = take_apart(path)
-    line = lambda label, text: f'{label:<15} {text}'
+    def line(label, text): return f'{label:<15} {text}'
     lines = [line('layout', stored.layout)]
     for part, tensors in stored.parts.items():
         lines.append(line(part, _summary(tensors)))

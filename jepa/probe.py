@@ -212,7 +212,7 @@ class AttentivePooler(nn.Module):
         super().__init__()
         self.query_tokens = nn.Parameter(torch.zeros(1, 1, dim))
         self.cross_attention_block = CrossAttentionBlock(dim, num_heads, output_projection=output_projection)
-        block = lambda: Block(dim, num_heads, 4., qkv_bias=True, norm_layer=nn.LayerNorm, attn_layer=Attention)
+        def block(): return Block(dim, num_heads, 4., qkv_bias=True, norm_layer=nn.LayerNorm, attn_layer=Attention)
         if depth > 1: self.blocks = nn.ModuleList([block() for _ in range(depth - 1)])
         self.apply(init_weights)
         nn.init.trunc_normal_(self.query_tokens, std=0.02)
@@ -281,7 +281,8 @@ class Probe:
         "Class probabilities, mean over views"
         if not isinstance(self.model, nn.Module): return self._of_scikit_learn(x.mean())
         self.model.eval()
-        over_views = lambda i: np.mean([self._probabilities(x.tokens[i:i+64, v]) for v in range(x.num_views)], axis=0)
+        def over_views(i):
+            return np.mean([self._probabilities(x.tokens[i:i+64, v]) for v in range(x.num_views)], axis=0)
         return np.concatenate([over_views(i) for i in range(0, len(x), 64)])
 
     def _of_scikit_learn(self, means): # (n, V, D) -> (n, classes)
@@ -586,7 +587,7 @@ def _load_attentive(path, layout, tensors, encoder_config, output_projection) ->
         if output_projection: raise ValueError(f'{path} has no xattn.proj to apply; leave output_projection out')
         rule = None
     heads, depth = probe_heads(path, dim, encoder_config), 1 + count_blocks(tensors, 'pooler.blocks.')
-    make = lambda: AttentiveClassifier(dim, heads, classes, depth, rule)
+    def make(): return AttentiveClassifier(dim, heads, classes, depth, rule)
     return _loaded(path, layout, make, tensors, classes, None, rule)
 
 # %% ../nbs/30_probe.ipynb #3f161670
@@ -647,7 +648,7 @@ def _load_own(path, tensors, described, encoder_config) -> LoadedProbe:
     dim, num_heads = described['dim'], described['num_heads']
     if encoder_config is not None: probe_heads(path, dim, encoder_config)
     rule = config.output_projection if config.kind == 'attentive' else None
-    make = lambda: make_head(config, dim, num_heads, len(classes))
+    def make(): return make_head(config, dim, num_heads, len(classes))
     return _loaded(path, 'jepa', make, tensors, len(classes), classes, rule)
 
 # %% ../nbs/30_probe.ipynb #b2137cb0
@@ -661,7 +662,7 @@ def _load_huggingface(path, content, described, encoder_config, output_projectio
     dim, n = tensors['pooler.query_tokens'].shape[-1], len(tensors['linear.weight'])
     heads = probe_heads(path, dim, encoder_config) if encoder_config or not c else None
     heads, depth = c.get('num_attention_heads', heads), 1 + count_blocks(tensors, 'pooler.blocks.')
-    make = lambda: _with_eps(AttentiveClassifier(dim, heads, n, depth, None), c.get('layer_norm_eps', 1e-6))
+    def make(): return _with_eps(AttentiveClassifier(dim, heads, n, depth, None), c.get('layer_norm_eps', 1e-6))
     note = None if c else 'no config.json beside it: heads, norms (1e-6) and names are assumed; give the folder'
     names = labels_from_huggingface(c, n, path)
     return _loaded(path, 'huggingface', make, tensors, n, names, None, note)

@@ -42,7 +42,9 @@ def serving():
             if site.tags: self.send_header('ETag', tag)
             self.end_headers()
             body = content[start:]
-            if site.breaks: site.breaks -= 1; body = body[:site.after]
+            if site.breaks:
+                site.breaks -= 1
+                body = body[:site.after]
             self.wfile.write(body)
     server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     site.url = f'http://127.0.0.1:{server.server_port}/'

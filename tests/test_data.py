@@ -231,7 +231,8 @@ def test_fixed_crops(height, width):
     long = 2 if height > width else 3
     means = [fixed_crop(x, 32, v, 3).float().mean().item() for v in range(3)]
     if height != width: assert means[0] < means[1] < means[2]
-    small = torch.zeros(1, 3, 37, 37, dtype=torch.uint8); small[..., 2:34, 2:34] = 9
+    small = torch.zeros(1, 3, 37, 37, dtype=torch.uint8)
+    small[..., 2:34, 2:34] = 9
     assert (fixed_crop(small, 32) == 9).all() # short side round(32*256/224) = 37: nothing is scaled, the centre is cut
 
 def test_normalise_inverts():
@@ -286,7 +287,8 @@ def test_kill_9_leaves_no_half_cache(manifest, cache, tmp_path):
     while process.poll() is None and time.time() < end and not (list(tmp_path.glob('*.partial/rows.jsonl'))
         and next(tmp_path.glob('*.partial/rows.jsonl')).stat().st_size):
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL); process.wait()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     again = build_cache(manifest, clip, tmp_path, workers=0, progress=False)
     assert (again.folder/'clips.u8').read_bytes() == (cache.folder/'clips.u8').read_bytes()
 
@@ -316,9 +318,10 @@ def same(a, b):
 @pytest.mark.parametrize('cached', [True, False])
 def test_batches_depend_on_names_alone(manifest, cache, cached):
     "For any number of workers, after any draws before, and when continued"
-    make = lambda **k: Clips(manifest.split('train'), clip, Augment(), cache if cached else None, **k)
+    def make(**k): return Clips(manifest.split('train'), clip, Augment(), cache if cached else None, **k)
     once = list(loader(make(), 2, epoch=3, seed=1, workers=0))
-    torch.rand(17); make()[5]
+    torch.rand(17)
+    make()[5]
     assert same(once, list(loader(make(), 2, epoch=3, seed=1, workers=2)))
     assert same(once[2:], list(loader(make(), 2, epoch=3, seed=1, start=2, workers=1)))
     assert not same(once, list(loader(make(), 2, epoch=4, seed=1, workers=0)))
@@ -352,8 +355,8 @@ def test_evaluation_views_are_segments_times_crops(manifest, cache):
 def test_images_become_clips(tmp_path):
     from PIL import Image
     for k in range(2):
-        (tmp_path/f'c{k}').mkdir(); Image.fromarray(np.full((60, 50, 3), 100*k,
-        np.uint8)).save(tmp_path/f'c{k}'/'a.png')
+        (tmp_path/f'c{k}').mkdir()
+        Image.fromarray(np.full((60, 50, 3), 100*k, np.uint8)).save(tmp_path/f'c{k}'/'a.png')
     m = read_manifest(tmp_path)
     cached = build_cache(m, clip, tmp_path/'cache', workers=0, progress=False)
     assert set(cached.table.decoder) == {'pillow'}

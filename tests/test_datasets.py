@@ -54,14 +54,17 @@ def test_index_of_kinetics_700(place, k700):
 def test_index_finds_what_is_wrong_and_what_changed(tmp_path):
     root = trees.kinetics(tmp_path/'k', {'a': dict(train=4), 'b': dict(train=4)})
     files = sorted((root/'train').glob('*/*.mp4'))
-    for f, content in zip(files, (b'', b'no video')): f.unlink(); f.write_bytes(content)
+    for f, content in zip(files, (b'', b'no video')):
+        f.unlink()
+        f.write_bytes(content)
     first = index_dataset(root, **quiet)
     assert dict(zip(map(Path, first.problems.path), first.problems.problem)) == {
         files[0]: 'empty', files[1]: 'Invalid data found when processing input'}
     assert len(first.manifest) == 6 and first.opened == 7 and first.table().files.tolist() == [6]
     assert index_dataset(root, **quiet).opened == 0
     files[0].write_bytes(files[2].read_bytes())
-    files[3].unlink(); trees.video(root/'train'/'b'/'new_000000_000010.mp4')
+    files[3].unlink()
+    trees.video(root/'train'/'b'/'new_000000_000010.mp4')
     later = index_dataset(root, **quiet)
     assert later.changes == dict(new=1, changed=1, unchanged=6, gone=1) and later.opened == 2
     assert len(later.problems) == 1
@@ -115,7 +118,8 @@ def test_ucf101_and_hmdb51_with_their_splits(place, tmp_path):
         'ucf/ucfTrainTestlist/testlist02.txt': 'Archery/v_Archery_g08_c01.avi\n',
         'hmdb/splits/wave_test_split2.txt': ''.join(f'Film_wave_u_nm_np1_ba_med_{n}.avi {2 - n}\n'
         for n in (0, 1))}.items():
-        (tmp_path/name).parent.mkdir(exist_ok=True); (tmp_path/name).write_text(text)
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        (tmp_path/name).write_text(text)
     for root, kind in ((ucf, 'UCF101'), (hmdb, 'HMDB51')):
         assert jepa_command('data', 'index', root, '--official-split', 2).startswith(kind + ': ')
         jepa_command('data', 'nano', '--from', root/'manifest.csv', '--classes', 1, '--per-class', 1, '--split',
@@ -176,7 +180,7 @@ def test_a_part_depends_on_names_alone(k700, tmp_path):
     m = read_manifest(k700)
     shuffled = m.where(np.random.default_rng(0).permutation(len(m)))
     flat = Manifest(m.table.assign(path=[str(m.root/p) for p in m.table.path]), tmp_path, m.classes)
-    draw = lambda m, **how: {Path(p).name for p in draw_part(m, request(3, (4, 1), **how), **quiet).table.path}
+    def draw(m, **how): return {Path(p).name for p in draw_part(m, request(3, (4, 1), **how), **quiet).table.path}
     assert draw(m) == draw(shuffled) == draw(flat) != draw(m, seed=1)
     assert len(draw(m)) == 15
 
@@ -184,7 +188,9 @@ def test_unreadable_files_make_room_for_the_next(tmp_path):
     root = trees.kinetics(tmp_path/'k', {'a': dict(train=6), 'b': dict(train=6)})
     wanted = request('a,b', 3, ('train',))
     before = draw_part(read_manifest(root), wanted, **quiet)
-    lost = before.file(0); lost.unlink(); lost.write_text('broken')
+    lost = before.file(0)
+    lost.unlink()
+    lost.write_text('broken')
     after = draw_part(read_manifest(root), wanted, **quiet)
     assert set(before.table.path) - set(after.table.path) == {before.table.path[0]} and len(after) == 6
     with pytest.raises(ValueError, match="'a' has 5 readable files in train, not 6"):
@@ -195,7 +201,8 @@ def test_a_file_that_cannot_be_transcoded_is_replaced(tmp_path):
     root = trees.kinetics(tmp_path/'k', {'a': dict(train=4)})
     wanted = request('a', 2, ('train',))
     first = draw_part(read_manifest(root), wanted, **quiet).file(0)
-    content = first.read_bytes(); first.unlink()
+    content = first.read_bytes()
+    first.unlink()
     at = content.index(b'mdat') + 300
     first.write_bytes(content[:at] + bytes(len(content[at:content.index(b'moov')]))
         + content[content.index(b'moov'):]) # a good header, zeros behind it
@@ -221,7 +228,8 @@ def test_interrupted_and_never_overwritten(k700, tmp_path, monkeypatch, how):
     assert all((tmp_path/'nano'/p).is_symlink() == (how == 'link') for p in part.table.path)
     with pytest.raises(FileExistsError, match='another part: counts'):
         make_part(m, request(2, (3, 2)), tmp_path/'nano', how, **quiet)
-    (tmp_path/'mine').mkdir(); (tmp_path/'mine'/'notes.txt').touch()
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine'/'notes.txt').touch()
     with pytest.raises(FileExistsError, match='is not empty'): make_part(m, wanted, tmp_path/'mine', how, **quiet)
 
 @pytest.mark.parametrize('words, hint',
@@ -279,7 +287,7 @@ def test_fetch_unpacks_and_the_index_reads_it(place, cvdf, tmp_path):
     assert 'kinetics700' in refused('data', 'fetch', 'kinetics70', '--base', cvdf.base, '--out', out)
 
 def test_fetch_that_goes_wrong(cvdf, tmp_path, monkeypatch):
-    go = lambda: fetch('kinetics700', 'val', tmp_path/'k', base=cvdf.base, progress=False)
+    def go(): return fetch('kinetics700', 'val', tmp_path/'k', base=cvdf.base, progress=False)
     monkeypatch.setattr(jepa._fetch, 'download', lambda *a,
         **k: jepa._download.download(*a, **k, wait=0.001, retries=1))
     with monkeypatch.context() as m:
@@ -288,7 +296,7 @@ def test_fetch_that_goes_wrong(cvdf, tmp_path, monkeypatch):
     good = cvdf.files['/kinetics/700_2020/val/part_1.tar.gz']
     cvdf['kinetics/700_2020/val/part_1.tar.gz'] = good[:len(good)//2] + bytes(len(good)//2) # arrives whole, is damaged
     with pytest.raises(DownloadError, match='is damaged'): go()
-    videos = lambda: len(list((tmp_path/'k'/'val').glob('*.mp4')))
+    def videos(): return len(list((tmp_path/'k'/'val').glob('*.mp4')))
     before = videos()
     # unpacks, but its checksum is wrong: nothing of it is kept
     cvdf['kinetics/700_2020/val/part_1.tar.gz'] = good[:-8] + bytes(8)
@@ -325,7 +333,8 @@ def test_from_youtube(place, cvdf, tmp_path, monkeypatch):
     monkeypatch.undo()
     (tmp_path/'yt_dlp.py').write_text(fake)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv('PYTHONPATH', str(tmp_path)); monkeypatch.setenv('JEPA_SETTINGS', str(place/'settings.ini'))
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    monkeypatch.setenv('JEPA_SETTINGS', str(place/'settings.ini'))
     assert 'cookies.txt' in refused(*words)
     (tmp_path/'cookies.txt').touch()
     shown = cli.invoke(app, list(map(str, [*words, '--per-class', 2])))
@@ -397,12 +406,14 @@ def test_shards_go_on_and_refuse(few, tmp_path, monkeypatch):
     first = tmp_path/'s'/done.table['shard'][0]
     os.truncate(first, 1000)
     with pytest.raises(ValueError, match='ends before'):
-        [done.clips(clip)[i] for i in range(len(done)) if done.table['shard'][i] == first.name]
+        for i in range(len(done)):
+            if done.table['shard'][i] == first.name: done.clips(clip)[i]
 
 def test_shards_leave_out_what_cannot_be_decoded(place, tmp_path):
     root = trees.kinetics(tmp_path/'k', {'a': dict(train=20)})
     bad = sorted((root/'train'/'a').iterdir())[3]
-    content = bad.read_bytes(); bad.unlink()
+    content = bad.read_bytes()
+    bad.unlink()
     at = content.index(b'mdat') + 300
     bad.write_bytes(content[:at] + bytes(len(content[at:content.index(b'moov')])) + content[content.index(b'moov'):])
     shards = write_shards(read_manifest(root), tmp_path/'s', workers=0, progress=False)

@@ -33,7 +33,7 @@ def test_digits_are_the_same_pixels_everywhere(place):
 
 def test_no_test_digit_was_trained_or_pretrained_on(place):
     train, test = table1_data(pixels=64)
-    number = lambda m: {int(p[-8:-4]) for p in m.table.path}
+    def number(m): return {int(p[-8:-4]) for p in m.table.path}
     assert number(train) == set(DIGITS['train']) and number(test) == set(DIGITS['val'])
     assert len(np.unique(load_digits().data, axis=0)) == len(train) + len(test) # no two images are alike
 
@@ -48,7 +48,7 @@ def test_folders_are_read_like_the_manifest(place):
     tree = read_manifest(folder)
     (folder/'hidden').rename(folder/'manifest.csv')
     listed = read_manifest(folder/'manifest.csv')
-    key = lambda m: sorted(map(tuple, m.table[['path', 'label', 'class_name', 'split']].values.tolist()))
+    def key(m): return sorted(map(tuple, m.table[['path', 'label', 'class_name', 'split']].values.tolist()))
     assert key(tree) == key(listed) and table1_data(str(folder), 20, 10)[0].classes == listed.classes
 
 def test_mistakes_name_the_dataset(place, tmp_path):
@@ -100,6 +100,6 @@ def test_a_processor_and_a_gpu_see_the_same(place, encoder):
 
 def test_published_training_accuracies_are_shares_of_1568_images():
     paper = published('nano_tab1')
-    fits = lambda n: all(abs(100*round(v*n/100)/n - v) <= .001 for v in paper.train_accuracy)
+    def fits(n): return all(abs(100*round(v*n/100)/n - v) <= .001 for v in paper.train_accuracy)
     assert [n for n in range(10, 2000) if fits(n)] == [1568]
     assert all(abs(100*k/n - v) <= .001 for k, n, v in zip(paper.k, paper.n, paper.accuracy))

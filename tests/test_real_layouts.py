@@ -37,7 +37,7 @@ def checks(record): return {c['name']: c['ok'] for c in record['checks']}
 @pytest.mark.slow
 def test_kinetics_700_to_the_vote(place, tmp_path):
     pico = published('pico_classes')
-    name = lambda c: c.replace('_', ' ')
+    def name(c): return c.replace('_', ' ')
     counts = {name(r.class_name): dict(train=round(r.pretraining_videos/50), val=1)
         for r in pico.itertuples()} # none to spare
     root = trees.kinetics(tmp_path/'kinetics700', counts | {'arguing': dict(train=3, val=1)})
@@ -114,7 +114,9 @@ def test_a_dataset_is_named_from_where_one_stands(place, tmp_path, monkeypatch):
     given = {}
     monkeypatch.setattr('jepa.report.run_reports', lambda names, tier, params, *more,
         **options: given.update(params) or [])
-    (tmp_path/'NANO').mkdir(); (tmp_path/'NANO'/'manifest.csv').touch(); monkeypatch.chdir(tmp_path)
+    (tmp_path/'NANO').mkdir()
+    (tmp_path/'NANO'/'manifest.csv').touch()
+    monkeypatch.chdir(tmp_path)
     command('reports', 'run', 'nano_tab2_videos', '--tier', 'paper', '--set', 'dataset=NANO/manifest.csv', '--set',
         'level=easy', '--set', 'epochs=2', '--set', 'pretraining=')
     assert given == dict(dataset=str(tmp_path/'NANO'/'manifest.csv'), level='easy', epochs=2, pretraining='')
