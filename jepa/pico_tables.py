@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['PART_COLUMNS', 'JUDGED', 'DIFFERENCES', 'METERS', 'source_name', 'data_facts', 'stand_ins', 'encoders_of',
-           'weights_of', 'class_counts', 'model_table', 'strata', 'published_sums', 'part_facts', 'share_files',
-           'instances_fields', 'both_masks', 'hidden_tokens', 'copy_errors', 'copying', 'mean_interval',
+           'weights_of', 'PicoTrial', 'class_counts', 'model_table', 'strata', 'published_sums', 'part_facts',
+           'share_files', 'instances_fields', 'both_masks', 'hidden_tokens', 'copy_errors', 'copying', 'mean_interval',
            'copying_table', 'below_one', 'copying_fields', 'ensemble_cost', 'cost_fields', 'published_cells',
            'impossible_cells', 'fewest_disagreements', 'published_difference', 'published_tests', 'needed_videos',
            'published_fields', 'class_table', 'means_table', 'controls_table', 'draw_by_class', 'members_of',
-           'best_member', 'tied_videos', 'around_the_vote', 'against_members', 'accuracy_fields', 'certainty_table',
-           'published_miscalibration', 'resamples', 'between', 'calibration_table', 'spans', 'certainty_fields',
-           'Patches', 'sample_patches', 'nearest_patches', 'patch_scores', 'draw_patch_maps', 'draw_clip_maps',
-           'clip_features', 'clip_scores', 'cohesion_table', 'cohesion_fields', 'against_chance', 'clip_fields',
-           'neighbour_fields', 'one_difference_each', 'same_exam', 'general_head', 'variant_row', 'compare_variants',
-           'meters_table', 'draw_losses', 'against_described', 'features_table', 'variants_fields']
+           'best_member', 'tied_videos', 'around_the_vote', 'against_members', 'accuracy_fields', 'accuracy_results',
+           'certainty_table', 'published_miscalibration', 'resamples', 'between', 'calibration_table', 'spans',
+           'certainty_fields', 'certainty_results', 'Patches', 'sample_patches', 'nearest_patches', 'patch_scores',
+           'draw_patch_maps', 'draw_clip_maps', 'clip_features', 'clip_scores', 'cohesion_table', 'cohesion_fields',
+           'partial1_accuracy', 'tsne_results', 'against_chance', 'clip_fields', 'neighbour_fields',
+           'one_difference_each', 'same_exam', 'general_head', 'variant_row', 'compare_variants', 'meters_table',
+           'draw_losses', 'against_described', 'features_table', 'FormTrial', 'variants_results', 'variants_fields']
 
 # %% ../nbs/46_pico_tables.ipynb #e06a8bd2
 from dataclasses import dataclass
@@ -23,8 +24,6 @@ import pandas as pd
 import torch
 from scipy.stats import bootstrap
 from sklearn.metrics import silhouette_samples, silhouette_score
-
-# %% ../nbs/46_pico_tables.ipynb #037c02c7
 from .core import *
 from .video import *
 from .data import *
@@ -36,6 +35,8 @@ from .probe import *
 from .ensemble import *
 from .view import project
 from .pico import *
+from .papers import *
+from .ensemble_tables import VoteTrial, slim
 from .recipe import over_seeds
 
 # %% ../nbs/46_pico_tables.ipynb #99d94597
@@ -64,6 +65,32 @@ def encoders_of(run:Run)->dict[str, Encoder]:
 def weights_of(module:torch.nn.Module)->int:
     "Number of weights"
     return sum(p.numel() for p in module.parameters())
+
+# %% ../nbs/46_pico_tables.ipynb #84148aad
+@dataclass(frozen=True)
+class PicoTrial(VoteTrial):
+    "What the reports on the paper's tables and figures ask"
+    probe_norm: bool = True # normalise the mean token before the linear layer (the paper does not)
+
+    @property
+    def probe_config(self)->ProbeConfig: return super().probe_config.replace(norm=self.probe_norm)
+
+    def encoders(self, videos:dict)->dict[str, Encoder]:
+        "The pretrained encoder, and its untrained control"
+        return encoders_of(pretrain(self.pico, videos['pretraining'], progress=False))
+
+    def features(self, encoder:Encoder, videos:dict, pooling:str='', parts=('train', 'val'))->dict[str, Features]:
+        "What the heads see; by default pooled as asked"
+        return pico_features(encoder, videos, self.pico.clip, pooling or self.pooling, parts, progress=False)
+
+    def table2(self, encoder:Encoder, videos:dict, pooling:str='')->tuple[dict[str, Evaluation], Ensemble]:
+        "Table 2 on the features of an encoder"
+        return pico_table2(encoder, videos, self.pico.clip, pooling or self.pooling, self.probe_config)
+
+    def facts(self, videos:dict)->dict: # data: what a report says of the videos; stands_for: our class -> the paper's
+        "What every report keeps of its videos"
+        stands_for = stand_ins(videos, published('pico_classes'))
+        return dict(data=data_facts(videos, self.source), stands_for=stands_for)
 
 # %% ../nbs/46_pico_tables.ipynb #f4ee42f8
 PART_COLUMNS = dict(pretraining='pretraining_videos', train='train_videos', val='validation_videos')
@@ -318,11 +345,11 @@ def means_table(paper:pd.DataFrame, evaluations:dict)->pd.DataFrame: # a row per
     return pd.DataFrame(rows)
 
 def controls_table(
-    results:dict # (encoder, pooling) -> what `pico_table2` returns
+    results:dict # (encoder, pooling) -> model -> `Evaluation`
 )->pd.DataFrame:
     "General and the vote for every encoder and pooling"
     rows = [dict(encoder=encoder, pooling=pooling, model=m, **evaluations[m].row())
-            for (encoder, pooling), (evaluations, _) in results.items() for m in ('General', 'Majority vote')]
+            for (encoder, pooling), evaluations in results.items() for m in ('General', 'Majority vote')]
     return pd.DataFrame(rows)
 
 # %% ../nbs/46_pico_tables.ipynb #ac438724
@@ -362,11 +389,13 @@ def tied_videos(vote:Ensemble, x:Features)->np.ndarray: # (n,) bool
     "Videos on which the largest number of votes is shared"
     return ties(vote_counts(vote.table(x), len(vote.classes)))
 
-def around_the_vote(vote:Ensemble, x:Features, evaluations:dict)->pd.DataFrame: # what, value
+def around_the_vote(
+    evaluations:dict,
+    tied, first:Evaluation # (n,) bool; the vote whose ties go to the first class
+)->pd.DataFrame: # what, value
     "Bounds of the vote, its ties under two rules, and how alike its members err"
-    members, tied = members_of(evaluations), tied_videos(vote, x)
+    members, majority = members_of(evaluations), evaluations['Majority vote']
     best, pairs = best_member(evaluations), diversity(members)
-    first, majority = vote.replace('hard', ties='first').evaluate(x), evaluations['Majority vote']
     rows = {f'best member ({best}), chosen on these videos': percent(members[best].right, members[best].n),
             'any member right (bound of every hard vote)': percent(*any_right(members.values())),
             'videos on which the vote ties': percent(int(tied.sum()), len(tied)),
@@ -386,14 +415,14 @@ def against_members(evaluations:dict)->pd.DataFrame: # a row per member
     return pd.DataFrame(rows)
 
 def accuracy_fields(
-    results:dict,            # (encoder, pooling) -> what `pico_table2` returns
+    results:dict,            # (encoder, pooling) -> model -> `Evaluation`
     pooling:str,
     tests:pd.DataFrame,      # `compare` with General
     vote_tests:pd.DataFrame, # `against_members`
     tied                     # (n,) bool
 )->dict:
     "The numbers of the finding and the note on our Table 2; accuracies in percent"
-    evaluations, untrained, mean = (results[key][0] for key in
+    evaluations, untrained, mean = (results[key] for key in
                                     (('pretrained', pooling), ('untrained', pooling), ('pretrained', 'mean')))
     best, test = best_member(evaluations), tests.set_index('model').loc['Majority vote']
     ahead = vote_tests.set_index('against').loc[best]
@@ -401,6 +430,19 @@ def accuracy_fields(
                 general=100*evaluations['General'].accuracy, untrained=100*untrained['General'].accuracy,
                 best=best, points=ahead.points, low=ahead.low, high=ahead.high, tied=100*tied.mean(), pooling=pooling,
                 mean_general=100*mean['General'].accuracy, mean_vote=100*mean['Majority vote'].accuracy)
+
+# %% ../nbs/46_pico_tables.ipynb #a8f9c390
+def accuracy_results(trial:PicoTrial)->dict:
+    "Everything that the report on Table 2 computes, to be kept"
+    videos = trial.videos()
+    encoders = trial.encoders(videos)
+    answers, votes = {}, {}
+    for name, encoder in encoders.items():
+        for pooling in dict.fromkeys([trial.pooling, 'mean']):
+            answers[name, pooling], votes[name, pooling] = trial.table2(encoder, videos, pooling)
+    vote, x = votes['pretrained', trial.pooling], trial.features(encoders['pretrained'], videos)['val']
+    first = vote.replace('hard', ties='first').evaluate(x)
+    return dict(answers=answers, tied=tied_videos(vote, x), first=first, **trial.facts(videos))
 
 # %% ../nbs/46_pico_tables.ipynb #03c06e5c
 def certainty_table(
@@ -471,6 +513,19 @@ def certainty_fields(calibration:pd.DataFrame, evaluations:dict)->dict:
                 general_certainty=c.certainty['General'], partial_certainty=of_parts.mean(), lowest=of_parts.min(),
                 highest=of_parts.max(), conclusion='does' if better and less else 'does not', **vote)
 
+# %% ../nbs/46_pico_tables.ipynb #3ec8e31e
+def certainty_results(trial:PicoTrial)->dict:
+    "Everything that the report on Table 3 computes, to be kept"
+    videos = trial.videos()
+    encoders = trial.encoders(videos)
+    evaluations, vote = trial.table2(encoders['pretrained'], videos)
+    x = trial.features(encoders['pretrained'], videos)['val']
+    evaluations['Soft vote'] = vote.replace('soft').evaluate(x)
+    untrained, _ = trial.table2(encoders['untrained'], videos)
+    everyone = {**evaluations, 'General, untrained encoder': untrained['General']}
+    calibration = calibration_table(everyone, resamples(x.labels.size, 500, trial.seed))
+    return dict(evaluations=evaluations, everyone=everyone, calibration=calibration, **trial.facts(videos))
+
 # %% ../nbs/46_pico_tables.ipynb #70b092d6
 @dataclass
 class Patches:
@@ -526,10 +581,10 @@ def _bare(ax, title):
     ax.set(title=title, xticks=[], yticks=[])
     ax.grid(False)
 
-def draw_patch_maps(p:Patches, classes, seed:int=0):
-    "The same t-SNE of patches, coloured by class and by video"
+def draw_patch_maps(p:Patches, classes): # their features are the two coordinates of a map
+    "The same map of patches, coloured by class and by video"
     import matplotlib.pyplot as plt
-    xy, (fig, (left, right)) = project(p.features, seed), plt.subplots(1, 2, figsize=(9, 3.6))
+    xy, (fig, (left, right)) = p.features, plt.subplots(1, 2, figsize=(9, 3.6))
     for c, name in enumerate(classes): left.scatter(*xy[p.label == c].T, s=4, label=name)
     right.scatter(*xy.T, s=4, c=p.video, cmap='tab20')
     _bare(left, 'coloured by class (as in the paper)')
@@ -538,14 +593,13 @@ def draw_patch_maps(p:Patches, classes, seed:int=0):
     return fig
 
 def draw_clip_maps(
-    features:dict, # pooling -> (n, D), a vector per clip
-    labels, classes, seed:int=0
+    maps:dict, # pooling -> (n, 2), from `project`
+    labels, classes
 ):
-    "A t-SNE of clips for each pooling"
+    "A map of clips for each pooling"
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.6))
-    for ax, (pooling, x) in zip(axes, features.items()):
-        xy = project(x, seed)
+    for ax, (pooling, xy) in zip(axes, maps.items()):
         for c, name in enumerate(classes): ax.scatter(*xy[labels == c].T, s=10, label=name)
         _bare(ax, f'{pooling} of the tokens')
     axes[0].legend(fontsize=7, markerscale=2, loc='upper left', bbox_to_anchor=(0, -.02), ncols=4)
@@ -597,6 +651,30 @@ def cohesion_fields(by_class:pd.DataFrame, scores:pd.DataFrame)->dict:
                 least=least, least_patches=t.patches[least], least_accuracy=t.accuracy[least],
                 glasses=glasses, glasses_patches=t.patches[glasses], worst=worst, worst_accuracy=t.accuracy[worst],
                 word='also least' if least == worst else 'not least')
+
+# %% ../nbs/46_pico_tables.ipynb #fc54a9c9
+def partial1_accuracy(trial:PicoTrial, encoder:Encoder, videos:dict)->pd.DataFrame:
+    "How often Partial 1 is right about each class"
+    x = trial.features(encoder, videos)
+    return pico_heads(x['train'], trial.probe_config)[1].members['Partial 1'].evaluate(x['val']).per_class()
+
+def tsne_results(trial:PicoTrial, videos_shown:int=20, patches:int=48)->dict:
+    "Everything that the report on the feature space computes, to be kept"
+    videos, seed = trial.videos(), trial.seed
+    encoders, facts = trial.encoders(videos), trial.facts(videos)
+    tokens = {name: trial.features(e, videos, 'mean', ['val'])['val'] for name, e in encoders.items()}
+    samples = {name: sample_patches(f, videos_shown, patches, seed) for name, f in tokens.items()}
+    p, vectors = samples['pretrained'], clip_features(tokens, trial.pico.encoder.grid)
+    labels = tokens['pretrained'].labels
+    cells = published('pico_tab2').query("class_name != 'mean' and model == 'Partial 1'")
+    accuracy = partial1_accuracy(trial, encoders['pretrained'], videos)
+    by_class = cohesion_table(p, vectors['mean', 'pretrained'], accuracy, labels, facts['stands_for'],
+                              cells.set_index('class_name').accuracy)
+    maps = {pooling: project(vectors[pooling, 'pretrained'], seed) for pooling in ('mean', 'change')}
+    chance = 100*knn_chance(labels, seed=seed)
+    return dict(sample=Patches(project(p.features, seed), p.video, p.label), maps=maps, scores=patch_scores(samples),
+                by_clip=clip_scores(vectors, labels, chance), by_class=by_class, labels=labels,
+                held_out=not share_files(videos['val'], videos['pretraining']), **facts)
 
 # %% ../nbs/46_pico_tables.ipynb #2b4860bb
 def against_chance(row)->str: # a row with knn's low, high and chance
@@ -722,6 +800,33 @@ def features_table(answers:dict, seeds)->pd.DataFrame: # a row per pooling and v
                          seeds=len(seeds), chance=100*evaluations[0].chance,
                          **{f'minus described, {k}': v for k, v in difference.items()}))
     return pd.DataFrame(rows)
+
+# %% ../nbs/46_pico_tables.ipynb #6461227f
+@dataclass(frozen=True)
+class FormTrial(PicoTrial):
+    "What the report on the published form asks"
+    width: int = 96   # of encoder and predictor
+    depth: int = 4    # of the encoder
+    lr: float = 1e-3
+    seeds: int = 2
+
+    @property
+    def small(self)->PicoConfig:
+        "The described form, in small"
+        config = self.replace(form='described', seed=0).pico.replace(lr=self.lr)
+        encoder = config.encoder.replace(embed_dim=self.width, depth=self.depth, num_heads=self.width//24)
+        return config.replace(encoder=encoder, predictor=config.predictor.replace(embed_dim=self.width))
+
+    @property
+    def poolings(self)->list[str]: return list(dict.fromkeys([self.pooling, 'mean']))
+
+def variants_results(trial:FormTrial)->dict:
+    "Everything that the report on the published form computes, to be kept"
+    videos, seeds = trial.videos(), range(trial.seed, trial.seed + trial.seeds)
+    watched = videos['pretraining'].select(n=min(trial.monitor_clips, len(videos['pretraining'])), seed=0)
+    probe = trial.probe_config.replace(seed=0)
+    by_seed, answers = compare_variants(trial.small, videos, watched, probe, trial.poolings, seeds)
+    return dict(by_seed=by_seed, answers=slim(answers), watched=len(watched), data=data_facts(videos, trial.source))
 
 # %% ../nbs/46_pico_tables.ipynb #bf27be9d
 def _all(names, verb)->str:
