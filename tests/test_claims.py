@@ -201,7 +201,9 @@ def test_permuted_clips_permute_probabilities(rule, members):
 
 class Tables(HTMLParser):
     "Rows of cells of the tables of a page, by the name of the table"
-    def __init__(self): super().__init__(); self.tables, self.rows, self.cell = {}, None, None
+    def __init__(self):
+        super().__init__()
+        self.tables, self.rows, self.cell = {}, None, None
     def handle_starttag(self, tag, attrs):
         name = dict(attrs).get('id') or ''
         if tag == 'table' and name.startswith('T_'): self.rows = self.tables.setdefault(name[2:], [])

@@ -75,7 +75,8 @@ def test_loss_facts_name_a_rise_and_a_curve_that_still_moves():
     steps = pd.DataFrame(dict(epoch=range(5), loss=[.5, .9, .8, .6, .2]))
     facts = loss_facts(steps)
     assert facts['falls'] and not facts['flat'] and facts['shape'] == 'still moves at the end'
-    assert facts['rises'] and facts['rise_epoch'] == 2 and facts['rise'] == pytest.approx(.4) and facts['change'] == pytest.approx(-.3)
+    assert facts['rises'] and facts['rise_epoch'] == 2
+    assert facts['rise'] == pytest.approx(.4) and facts['change'] == pytest.approx(-.3)
     assert not loss_facts(steps.assign(loss=steps.loss[::-1].to_numpy()))['falls']
     assert loss_facts(steps[:1])['change'] == 0
 

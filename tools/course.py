@@ -50,8 +50,8 @@ COURSE = {
         '43_recipe': 'Which recipe learns motion on a laptop, and what does each of its parts do?',
         '44_many': 'When do several small models beat a large one?',
         '45_nano_tables': 'What do the reports on nano-JEPA compute?',
-        '46_pico_tables': 'What do the reports on pico-JEPA compute?',
-        '47_ensemble_tables': 'What do the reports on ensembles compute?',
+        '46_ensemble_tables': 'What do the reports on ensembles compute?',
+        '47_pico_tables': 'What do the reports on pico-JEPA compute?',
         '48_beyond_tables': 'What do the reports on the recipe and on many networks compute?',
     },
     'reports': {
