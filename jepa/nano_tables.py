@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['METERS', 'TRIVIAL', 'ROW_OF_TABLE1', 'SHORT_NAMES', 'PAIRS_OF_TABLE2', 'PALETTE_MEANING', 'TREATMENTS', 'judge',
            'source_of', 'listed', 'NanoTrial', 'configuration_table', 'meter_table', 'plot_pretraining',
-           'watched_clips', 'mean_targets', 'neighbour_votes', 'neighbour_table', 'loss_facts', 'pretraining_facts',
-           'neighbour_difference', 'neighbour_facts', 'shares_fit', 'smallest_n', 'published_images',
-           'published_chance', 'published_facts', 'table1_encoders', 'plot_examples', 'ImageProbes',
+           'watched_clips', 'mean_targets', 'neighbour_votes', 'neighbour_table', 'Course', 'fig1_results',
+           'loss_facts', 'pretraining_facts', 'neighbour_difference', 'neighbour_facts', 'shares_fit', 'smallest_n',
+           'published_images', 'published_chance', 'published_facts', 'table1_encoders', 'plot_examples', 'ImageProbes',
            'seconds_per_image', 'compute_devices', 'probe_images', 'table1_rows', 'table1', 'table1_training',
            'first_answers', 'seconds_table', 'table1_controls', 'table1_missing', 'table1_gains', 'table1_differences',
            'plot_table1', 'shared_paths', 'shared_files', 'is_still', 'as_many_images', 'late_gains', 'late_facts',
@@ -137,7 +137,7 @@ def meter_table(
 
 # %% ../nbs/45_nano_tables.ipynb #9c0e78c5
 def plot_pretraining(
-    run:Run,
+    run:Run, # or its `Course`
     chance:float|None=None # of the neighbours' vote, in percent
 ):
     "Loss by iteration and meters by epoch, with the chance of the neighbours' vote"
@@ -184,6 +184,28 @@ def neighbour_table(
     "Accuracy of the neighbours' votes beside their chance"
     return pd.DataFrame([{'encoder': name, **e.row(), 'chance': chance} for name, e in votes.items()])
 
+# %% ../nbs/45_nano_tables.ipynb #96621d8d
+@dataclass
+class Course:
+    "How a run went"
+    steps: pd.DataFrame  # `Run.steps`
+    epochs: pd.DataFrame # `Run.epochs`
+    seconds: pd.Series   # `Run.seconds`
+
+def fig1_results(
+    trial:NanoTrial
+)->dict: # hash, videos, classes, configuration, course, clips; chance in percent and votes, None without labels
+    "Everything that the report on Figure 1 computes, to be kept"
+    config, manifest = trial.config(), trial.manifest()
+    run = pretrain(config, manifest, progress=False)
+    clips, chance, votes = watched_clips(config, manifest), None, None
+    if 'knn_right' in run.epochs:
+        chance = 100*knn_chance(clips.manifest.table.label.to_numpy(copy=True), seed=trial.seed)
+        votes = dict(trained=neighbour_votes(run.model(), clips), untrained=neighbour_votes(run.untrained(), clips))
+    return dict(hash=manifest.hash, videos=len(manifest), classes=manifest.classes, clips=len(clips), chance=chance,
+                votes=votes, configuration=configuration_table(config, manifest),
+                course=Course(run.steps, run.epochs, run.seconds))
+
 # %% ../nbs/45_nano_tables.ipynb #f6ce2e74
 def loss_facts(
     steps:pd.DataFrame # `Run.steps`
@@ -205,7 +227,7 @@ def loss_facts(
 TRIVIAL = dict(loss_over_mean='the mean target', loss_over_copy='a copy of the nearest visible token')
 
 def pretraining_facts(
-    run:Run
+    run:Run # or its `Course`
 )->dict: # `loss_facts`, deviation and RankMe before and after, trivial answers, steps
     "The numbers of the sentences on Figure 1"
     steps, first, last = run.steps, run.epochs.iloc[0], run.epochs.iloc[-1]
