@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['METERS', 'TRIVIAL', 'ROW_OF_TABLE1', 'SHORT_NAMES', 'PAIRS_OF_TABLE2', 'PALETTE_MEANING', 'TREATMENTS', 'judge',
-           'source_of', 'listed', 'configuration_table', 'meter_table', 'plot_pretraining', 'watched_clips',
-           'mean_targets', 'neighbour_votes', 'neighbour_table', 'loss_facts', 'pretraining_facts',
-           'neighbour_difference', 'neighbour_facts', 'shares_fit', 'smallest_n', 'published_images',
-           'published_chance', 'published_facts', 'table1_encoders', 'plot_examples', 'ImageProbes',
+           'source_of', 'listed', 'NanoTrial', 'configuration_table', 'meter_table', 'plot_pretraining',
+           'watched_clips', 'mean_targets', 'neighbour_votes', 'neighbour_table', 'Course', 'fig1_results',
+           'loss_facts', 'pretraining_facts', 'neighbour_difference', 'neighbour_facts', 'shares_fit', 'smallest_n',
+           'published_images', 'published_chance', 'published_facts', 'table1_encoders', 'plot_examples', 'ImageProbes',
            'seconds_per_image', 'compute_devices', 'probe_images', 'table1_rows', 'table1', 'table1_training',
            'first_answers', 'seconds_table', 'table1_controls', 'table1_missing', 'table1_gains', 'table1_differences',
            'plot_table1', 'shared_paths', 'shared_files', 'is_still', 'as_many_images', 'late_gains', 'late_facts',
-           'has_controls', 'table1_facts', 'VideoProbes', 'table2', 'table2_controls', 'table2_differences',
-           'clips_as_published', 'table2_has_controls', 'plot_table2', 'above_chance', 'accuracies', 'table2_facts',
-           'ActorView', 'held_out_scenes', 'hash_of_scenes', 'draw_scenes', 'bare_pixels', 'view_scenes', 'bases_of',
-           'plot_gallery', 'treated', 'actor_scores', 'mean_interval', 'all_actor_scores', 'place_share',
-           'feature_numbers', 'plot_auc', 'feature_differences', 'photographs', 'close_up', 'close_up_facts',
-           'shuffled_auc', 'features_have_controls', 'one_colour', 'held_out', 'fig4_facts']
+           'has_controls', 'table1_facts', 'VideoProbes', 'VideoTrial', 'table2_results', 'table2', 'table2_controls',
+           'table2_differences', 'clips_as_published', 'table2_has_controls', 'plot_table2', 'above_chance',
+           'accuracies', 'table2_facts', 'ActorView', 'held_out_scenes', 'hash_of_scenes', 'draw_scenes', 'bare_pixels',
+           'view_scenes', 'bases_of', 'plot_gallery', 'treated', 'actor_scores', 'mean_interval', 'all_actor_scores',
+           'place_share', 'feature_numbers', 'plot_auc', 'feature_differences', 'photographs', 'close_up',
+           'close_up_facts', 'shuffled_auc', 'features_have_controls', 'one_colour', 'held_out', 'fig4_facts']
 
 # %% ../nbs/45_nano_tables.ipynb #7167fd52
 import hashlib
@@ -25,8 +25,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
-
-# %% ../nbs/45_nano_tables.ipynb #dd861cc1
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -44,6 +42,7 @@ from .train import *
 from .checkpoint import *
 from .probe import *
 from .view import *
+from .images import *
 from .nano import *
 from .papers import *
 
@@ -66,6 +65,33 @@ def listed(
 )->str:
     "Names with commas between, or none"
     return ', '.join(names) or 'none'
+
+# %% ../nbs/45_nano_tables.ipynb #f2a49a63
+@dataclass(frozen=True)
+class NanoTrial(Config):
+    "The pretraining run that the reports on nano-JEPA share"
+    pretraining: str = '' # manifest, list or folder of videos; the embedded dataset by default
+    videos: int = 400
+    epochs: int = 15
+    batch_size: int = 8
+    num_frames: int = 8
+    stride: int = 4
+    pixels: int = 40      # height and width that the encoder sees
+    patch_size: int = 8
+    predictor_dim: int = 96
+    predictor_depth: int = 3
+    video_pixels: int = 64 # of the embedded dataset's files
+    level: str = 'easy'    # of the embedded dataset: easy or hard
+    monitor_clips: int = 128
+    seed: int = 0
+
+    def config(self)->TrainConfig:
+        return nano_config(self.num_frames, self.stride, self.pixels, self.patch_size, self.predictor_dim,
+                           self.predictor_depth, self.epochs, self.batch_size, self.seed,
+                           monitor_clips=self.monitor_clips)
+
+    def manifest(self)->Manifest:
+        return nano_videos(self.videos, self.pretraining, self.video_pixels, self.level, self.seed, progress=False)
 
 # %% ../nbs/45_nano_tables.ipynb #e0f74f0c
 def _own_values(config, manifest):
@@ -111,7 +137,7 @@ def meter_table(
 
 # %% ../nbs/45_nano_tables.ipynb #9c0e78c5
 def plot_pretraining(
-    run:Run,
+    run:Run, # or its `Course`
     chance:float|None=None # of the neighbours' vote, in percent
 ):
     "Loss by iteration and meters by epoch, with the chance of the neighbours' vote"
@@ -158,6 +184,28 @@ def neighbour_table(
     "Accuracy of the neighbours' votes beside their chance"
     return pd.DataFrame([{'encoder': name, **e.row(), 'chance': chance} for name, e in votes.items()])
 
+# %% ../nbs/45_nano_tables.ipynb #96621d8d
+@dataclass
+class Course:
+    "How a run went"
+    steps: pd.DataFrame  # `Run.steps`
+    epochs: pd.DataFrame # `Run.epochs`
+    seconds: pd.Series   # `Run.seconds`
+
+def fig1_results(
+    trial:NanoTrial
+)->dict: # hash, videos, classes, configuration, course, clips; chance in percent and votes, None without labels
+    "Everything that the report on Figure 1 computes, to be kept"
+    config, manifest = trial.config(), trial.manifest()
+    run = pretrain(config, manifest, progress=False)
+    clips, chance, votes = watched_clips(config, manifest), None, None
+    if 'knn_right' in run.epochs:
+        chance = 100*knn_chance(clips.manifest.table.label.to_numpy(copy=True), seed=trial.seed)
+        votes = dict(trained=neighbour_votes(run.model(), clips), untrained=neighbour_votes(run.untrained(), clips))
+    return dict(hash=manifest.hash, videos=len(manifest), classes=manifest.classes, clips=len(clips), chance=chance,
+                votes=votes, configuration=configuration_table(config, manifest),
+                course=Course(run.steps, run.epochs, run.seconds))
+
 # %% ../nbs/45_nano_tables.ipynb #f6ce2e74
 def loss_facts(
     steps:pd.DataFrame # `Run.steps`
@@ -179,7 +227,7 @@ def loss_facts(
 TRIVIAL = dict(loss_over_mean='the mean target', loss_over_copy='a copy of the nearest visible token')
 
 def pretraining_facts(
-    run:Run
+    run:Run # or its `Course`
 )->dict: # `loss_facts`, deviation and RankMe before and after, trivial answers, steps
     "The numbers of the sentences on Figure 1"
     steps, first, last = run.steps, run.epochs.iloc[0], run.epochs.iloc[-1]
@@ -553,6 +601,53 @@ class VideoProbes:
         fitted, answers = from_scratch(encoder, model, train, val, clip, epochs, self.flip, self.probe, progress=False)
         self.evaluations[model, 'from scratch'] = answers
         self.curves[model, 'from scratch'] = fitted.curve.dropna(subset='val_right')
+
+# %% ../nbs/45_nano_tables.ipynb #bdddb2fe
+@dataclass(frozen=True)
+class VideoTrial(NanoTrial):
+    "What the report on Table 2 asks"
+    dataset: str = ''          # videos with train and val; the embedded dataset by default
+    vjepa_checkpoint: str = '' # V-JEPA's ViT-L; without it models D, E and F are left out
+    shrink: int = 1            # divides the videos per class
+    copies: int = 1            # augmented copies of each training clip
+    segments: int = 1          # clips per validation video
+    views: int = 1             # crops per clip
+    scratch_epochs: int = 1    # of the network trained on labels alone; 0: as many as the probe
+    flip: bool = False
+
+    def parts(self, model, size=0): # train, val
+        return table2_data(model, self.dataset, size or self.video_pixels, self.level, self.shrink, seed=self.seed,
+                           progress=False)
+
+def _about(train, val):
+    "What a report records of the videos of a model"
+    return dict(digest=short_hash([train.hash, val.hash]), train=len(train), val=len(val), classes=train.classes,
+                shared=len(shared_paths(train, val)))
+
+def _add_large(trial, probes, parts):
+    "Models D, E and F"
+    large = load_checkpoint(trial.vjepa_checkpoint).encoder
+    clip = ClipConfig(large.config.num_frames, trial.stride, trial.segments, trial.views, size=large.config.height)
+    for model in 'DEF':
+        train, val = trial.parts(model, max(trial.video_pixels, clip.size*256//224))
+        parts[model] = _about(train, val)
+        probes.add(model, 'V-JEPA', large, train, val, clip)
+
+# %% ../nbs/45_nano_tables.ipynb #33b1c938
+def table2_results(
+    trial:VideoTrial
+)->dict: # hash and videos of the pretraining; parts: model -> what `report.data` takes, shared paths; probes
+    "Everything that the report on Table 2 computes, to be kept"
+    config, manifest = trial.config(), trial.manifest()
+    run, parts = pretrain(config, manifest, progress=False), {}
+    probes = VideoProbes(copies=trial.copies, flip=trial.flip, probe=ProbeConfig(seed=trial.seed))
+    clip = config.clip.replace(segments=trial.segments, views=trial.views)
+    for model in 'ABC':
+        train, val = trial.parts(model)
+        parts[model] = _about(train, val)
+        probes.add_with_controls(model, run, train, val, clip, trial.scratch_epochs)
+    if trial.vjepa_checkpoint: _add_large(trial, probes, parts)
+    return dict(hash=manifest.hash, videos=len(manifest), parts=parts, probes=probes)
 
 # %% ../nbs/45_nano_tables.ipynb #25643d20
 def table2(
