@@ -7,16 +7,17 @@ __all__ = ['METERS', 'TRIVIAL', 'ROW_OF_TABLE1', 'SHORT_NAMES', 'PAIRS_OF_TABLE2
            'source_of', 'listed', 'NanoTrial', 'configuration_table', 'meter_table', 'plot_pretraining',
            'watched_clips', 'mean_targets', 'neighbour_votes', 'neighbour_table', 'Course', 'fig1_results',
            'loss_facts', 'pretraining_facts', 'neighbour_difference', 'neighbour_facts', 'shares_fit', 'smallest_n',
-           'published_images', 'published_chance', 'published_facts', 'table1_encoders', 'plot_examples', 'ImageProbes',
-           'seconds_per_image', 'compute_devices', 'probe_images', 'table1_rows', 'table1', 'table1_training',
-           'first_answers', 'seconds_table', 'table1_controls', 'table1_missing', 'table1_gains', 'table1_differences',
-           'plot_table1', 'shared_paths', 'shared_files', 'is_still', 'as_many_images', 'late_gains', 'late_facts',
-           'has_controls', 'table1_facts', 'VideoProbes', 'VideoTrial', 'table2_results', 'table2', 'table2_controls',
-           'table2_differences', 'clips_as_published', 'table2_has_controls', 'plot_table2', 'above_chance',
-           'accuracies', 'table2_facts', 'ActorView', 'held_out_scenes', 'hash_of_scenes', 'draw_scenes', 'bare_pixels',
-           'view_scenes', 'bases_of', 'plot_gallery', 'treated', 'actor_scores', 'mean_interval', 'all_actor_scores',
-           'place_share', 'feature_numbers', 'plot_auc', 'feature_differences', 'photographs', 'close_up',
-           'close_up_facts', 'shuffled_auc', 'features_have_controls', 'one_colour', 'held_out', 'fig4_facts']
+           'published_images', 'published_chance', 'published_facts', 'table1_encoders', 'example_frames',
+           'plot_examples', 'ImageProbes', 'seconds_per_image', 'compute_devices', 'probe_images', 'table1_rows',
+           'table1', 'table1_training', 'first_answers', 'seconds_table', 'table1_controls', 'table1_missing',
+           'table1_gains', 'table1_differences', 'plot_table1', 'shared_paths', 'shared_files', 'is_still',
+           'as_many_images', 'late_gains', 'late_facts', 'has_controls', 'ImageTrial', 'table1_results', 'table1_facts',
+           'VideoProbes', 'VideoTrial', 'table2_results', 'table2', 'table2_controls', 'table2_differences',
+           'clips_as_published', 'table2_has_controls', 'plot_table2', 'above_chance', 'accuracies', 'table2_facts',
+           'ActorView', 'held_out_scenes', 'hash_of_scenes', 'draw_scenes', 'bare_pixels', 'view_scenes', 'bases_of',
+           'plot_gallery', 'treated', 'actor_scores', 'mean_interval', 'all_actor_scores', 'place_share',
+           'feature_numbers', 'plot_auc', 'feature_differences', 'photographs', 'close_up', 'close_up_facts',
+           'shuffled_auc', 'features_have_controls', 'one_colour', 'held_out', 'fig4_facts']
 
 # %% ../nbs/45_nano_tables.ipynb #7167fd52
 import hashlib
@@ -318,19 +319,21 @@ def table1_encoders(
         encoders['V-JEPA ViT-L'] = large, ClipConfig(large.config.num_frames, 1, size=large.config.height)
     return encoders
 
-def plot_examples(
+def example_frames(
     images:dict, # train and test -> Manifest
     n:int=10     # of each
-):
+)->dict: # uint8 frames, names, counts
     "The first images of both parts, with their classes"
-    frames, names, counts = [], [], {}
-    for part, manifest in images.items():
-        counts[part] = min(n, len(manifest))
-        for i in range(counts[part]):
-            with open_video(manifest.file(i), size=64) as image: frames.append(image.frames([0])[0][:64, :64])
-            names.append(manifest.table.class_name[i][:10])
-    title = f"{counts['train']} training images, then {counts['test']} test images"
-    return show_frames(np.stack(frames), 20, title, labels=names, size=.62)
+    def first(m, i):
+        with open_video(m.file(i), size=64) as image: return image.frames([0])[0][:64, :64]
+    few = [(m, i) for m in images.values() for i in range(min(n, len(m)))]
+    return dict(frames=np.stack([first(*pair) for pair in few]), names=[m.table.class_name[i][:10] for m, i in few],
+                counts=[min(n, len(m)) for m in images.values()])
+
+def plot_examples(examples:dict): # of `example_frames`
+    "The first images of both parts, with their classes"
+    title = '{} training images, then {} test images'.format(*examples['counts'])
+    return show_frames(examples['frames'], 20, title, labels=examples['names'], size=.62)
 
 # %% ../nbs/45_nano_tables.ipynb #de5f2343
 @dataclass
@@ -554,6 +557,31 @@ def has_controls(probes:ImageProbes)->bool:
     keys = [('untrained', column, epochs) for column in compute_devices() for epochs in (3, probes.epochs)]
     n = probes.evaluations['nano-JEPA ViT-T', 'CPU', probes.epochs].n
     return all(key in probes.evaluations for key in keys) and probes.evaluations['pixels', 'CPU', 'logistic'].n == n
+
+# %% ../nbs/45_nano_tables.ipynb #36328b5e
+@dataclass(frozen=True)
+class ImageTrial(NanoTrial):
+    "What the report on Table 1 asks"
+    dataset: str = ''    # images with train and val; the embedded digits by default
+    checkpoint: str = '' # V-JEPA's ViT-L; without it its rows are left out
+    classes: int = 10    # the first so many
+    train: int = 600     # images; 0: all
+    test: int = 300
+    converge_epochs: int = 60 # of the long training
+
+def table1_results(
+    trial:ImageTrial
+)->dict: # hash, videos; images: part -> digest, n, classes; examples, probes, missing, shared, still, controls
+    "Everything that the report on Table 1 computes, to be kept"
+    config, manifest = trial.config(), trial.manifest()
+    encoders = table1_encoders(pretrain(config, manifest, progress=False), trial.checkpoint)
+    data = table1_data(trial.dataset, trial.train, trial.test, trial.classes, trial.video_pixels, trial.seed)
+    images = dict(zip(('train', 'test'), data))
+    probes = probe_images(encoders, images, trial.converge_epochs, seed=trial.seed)
+    about = {part: dict(digest=m.hash, n=len(m), classes=m.classes) for part, m in images.items()}
+    return dict(hash=manifest.hash, videos=len(manifest), images=about, examples=example_frames(images),
+                probes=probes, missing=table1_missing(trial.checkpoint), shared=shared_files(*data),
+                still=is_still(data[1], config.clip), controls=has_controls(probes))
 
 # %% ../nbs/45_nano_tables.ipynb #2431ef79
 def table1_facts(
