@@ -99,6 +99,7 @@ def _open_record(self:Report, params, settings):
     about = dict(name=self.name, title=self.spec.title, paper=self.spec.paper, makes=self.spec.makes, tier=self.tier)
     empty = dict(finding='', figures=[], tables=[], checks=[], notes=[], data={}, runs=[])
     self.record = {**about, 'parameters': params, 'seeds': seeds, **empty, **_machine_record(settings)}
+    if self.rendering: self.record |= self._kept_from_before()
 
 # %% ../nbs/50_report.ipynb #14eddd15
 def _file_name(name):
@@ -286,9 +287,7 @@ def done(self:Report):
     for name in self.spec.checks:
         promise = f"{self.name}: reports.toml promises the check '{name}'"
         if name not in made: raise ValueError(f'{promise}, but the notebook made only {made}')
-    seconds = round(time.time() - self.start, 1)
-    more = self._kept_from_before() if self.rendering else dict(seconds=seconds, runs=_runs_behind())
-    self.record |= more
+    if not self.rendering: self.record |= dict(seconds=round(time.time() - self.start, 1), runs=_runs_behind())
     old, place = self.out/f'.{self.name}.{os.getpid()}.old', self.out/self.name
     if place.exists(): place.rename(old)
     self.new.rename(place)
