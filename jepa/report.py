@@ -256,7 +256,8 @@ def _runs_behind():
     folders = dict.fromkeys(getattr(train, 'opened_runs', []))
     runs, names = [], ('date', 'commit', 'seconds', 'precision')
     for f in folders:
-        record = getattr(train.Run(f), 'record', None) or {}
+        if not (f/'run.json').exists(): continue # removed since
+        record = train.Run(f).record
         runs.append(dict(name=f.name, **{name: record[name] for name in names if name in record}))
     return runs
 

@@ -296,8 +296,10 @@ class DecordVideo(Video):
 
     def _fetch(self, indices):
         before = _reports[0]
-        with _decord_errors(self.path): pixels = self._reader.get_batch(indices).asnumpy()
-        if _reports[0] == before: return pixels
+        try:
+            with _decord_errors(self.path): pixels = self._reader.get_batch(indices).asnumpy()
+            if _reports[0] == before: return pixels
+        except VideoError: pass # decord fails on some sound files, of 48 x 48 pixels for one: PyAV decides
         self.decoder = 'pyav'
         with PyavVideo(self.path, *self._options) as second_opinion: return second_opinion._fetch(indices)
 
