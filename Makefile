@@ -23,10 +23,14 @@ setup: .venv/.done ## make .venv with the pinned versions
 reports: .venv/.done ## make every report (TIER=quick, standard or paper) and say where the index is
 	@$(BIN)/jepa reports run $(if $(strip $(TIER)),--tier $(strip $(TIER)))
 
-test: .venv/.done ## run everything that CI runs
+test: .venv/.done ## run everything that CI runs: notebooks and tests side by side, each with one thread
 	$(BIN)/python tests/checks.py
-	$(BIN)/nbdev-test --do-print --n-workers 1
-	$(BIN)/python -m pytest
+	@export OMP_NUM_THREADS=1; \
+	$(BIN)/nbdev-test --do-print --n-workers 1 > .notebooks.log 2>&1 & notebooks=$$!; \
+	$(BIN)/python -m pytest; tests=$$?; \
+	wait $$notebooks; failed=$$?; \
+	if [ $$failed -ne 0 ]; then cat .notebooks.log; else grep -c '^- Completed' .notebooks.log | sed 's/$$/ notebooks ran/'; fi; \
+	exit $$((tests + failed))
 
 lab: .venv/.done ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs/index.ipynb
