@@ -149,7 +149,7 @@ def left_aligned(css):
 
 
 class Cleaner(HTMLParser):
-    "HTML with the tags and attributes of a list and nothing that runs; tables of pandas lose their ids and styles"
+    "HTML with the tags and attributes of a list and nothing that runs; cells of pandas lose their ids and styles"
     def __init__(self):
         super().__init__(convert_charrefs=False)
         self.out, self.open, self.hidden, self.css = [], [], [], None
@@ -175,6 +175,7 @@ class Cleaner(HTMLParser):
         names = classes & STYLED | ({'t'} if self.is_left(tag, given, classes) else set())
         if names: kept['class'] = ' '.join(sorted(names))
         if 'id' in given and tag in ('h1', 'h2', 'h3', 'h4', 'section'): kept['id'] = given['id']
+        if tag == 'table' and re.fullmatch(r'T_[\w-]+', given.get('id', '')): kept['id'] = given['id'] # its name
         if LINK.match(given.get('href', '').strip()): kept['href'] = given['href'].strip()
         if tag == 'img' and PICTURE.match(given.get('src', '')): kept['src'] = given['src']
         style = given.get('style', '')

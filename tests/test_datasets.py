@@ -235,7 +235,8 @@ def test_interrupted_and_never_overwritten(k700, tmp_path, monkeypatch, how):
 @pytest.mark.parametrize('words, hint',
     [(['--classes', 'abseilin'], "did you mean 'abseiling'"), (['--classes', 'pico-5'], 'did you mean'),
     (['--classes', '13', '--per-class', '1'], 'only 11 classes have'), (['--per-class', 'x'], "--per-class 'x'"),
-    (['--per-class', '0'], 'expected a number above 0'), (['--per-class', '1,2,3'], '3 numbers per class for the 2 splits'),
+    (['--per-class', '0'], 'expected a number above 0'),
+    (['--per-class', '1,2,3'], '3 numbers per class for the 2 splits'),
     (['--split', 'train,test'], "no split 'test'; it has train, val"), (['--copy', '--link'], 'say one of'),
     (['--classes', 'yoga'], "'yoga' has")])
 def test_mistakes(place, k700, tmp_path, words, hint):
