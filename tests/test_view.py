@@ -274,7 +274,7 @@ def test_the_report_on_files_and_a_checkpoint_of_ones_own(place, video, tmp_path
     [outcome] = run_reports(['nano_fig4_features'], 'quick', small | own, progress=False)
     assert outcome.status == 'made', outcome.why
     record = json.loads((place/'results/quick/nano_fig4_features.json').read_text())
-    assert 'chance (0.5)' in record['finding']
+    assert 'better than chance is' in record['finding']
     assert {f['file'].split('/')[-1] for f in record['figures']} >= {'clips.png', 'files.png', 'auc.png'}
     table = pd.read_csv(place/'results/quick/nano_fig4_features/numbers.csv')
     assert set(table.features) == {'pretrained', 'untrained', 'given checkpoint', 'pixels'}
