@@ -55,6 +55,7 @@ def test_kinetics_700_to_the_vote(place, tmp_path):
     assert checks(record)['numbers of validation videos as in the paper'] is None
     assert set(pd.read_csv(made/'table2.csv')['ours n'].dropna()) == {1}
     assert record['parameters']['dataset'].endswith('pico/manifest.csv')
+    assert record['data']['train']['dataset'].endswith('pico/manifest.csv')
 
 @pytest.mark.slow
 def test_something_something_to_table_2(place, tmp_path):

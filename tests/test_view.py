@@ -275,6 +275,7 @@ def test_the_report_on_files_and_a_checkpoint_of_ones_own(place, video, tmp_path
     assert outcome.status == 'made', outcome.why
     record = json.loads((place/'results/quick/nano_fig4_features.json').read_text())
     assert 'better than chance is' in record['finding']
+    assert any('chance' in f['caption'] for f in record['figures'] if f['name'] == 'auc')
     assert {f['file'].split('/')[-1] for f in record['figures']} >= {'clips.png', 'files.png', 'auc.png'}
     table = pd.read_csv(place/'results/quick/nano_fig4_features/numbers.csv')
     assert set(table.features) == {'pretrained', 'untrained', 'given checkpoint', 'pixels'}
